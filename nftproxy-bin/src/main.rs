@@ -1,0 +1,2 @@
+//! The nftproxy binary.
+fn main() {}
