@@ -1,0 +1,193 @@
+//! A kernel in memory, for tests.
+//!
+//! It is as strict as the real one where our deltas could go wrong: it refuses to add what exists,
+//! to delete what does not, and to leave anything that points nowhere; and a refused delta leaves
+//! nothing behind.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::{ApplyError, Committed, Kernel};
+use crate::diff::{Counts, Delta, Observed, TableChange};
+use crate::model::Family;
+use crate::ruleset::element::{Data, Element, Key};
+use crate::ruleset::expr::Expr;
+use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+
+/// One family's table in memory.
+#[derive(Debug, Clone)]
+pub struct FakeKernel<F: Family> {
+    table: Option<Table<F>>,
+    fail: Option<i32>,
+    /// How often [`Kernel::list`] was called.
+    pub lists: usize,
+    /// The size of each commit that succeeded, in order.
+    pub commits: Vec<Counts>,
+}
+
+#[derive(Debug, Clone)]
+struct Table<F: Family> {
+    chains: BTreeMap<ChainName, Vec<Rule>>,
+    elements: BTreeMap<(SetName, Key<F>), Element<F>>,
+}
+
+impl<F: Family> Default for FakeKernel<F> {
+    fn default() -> Self {
+        Self {
+            table: None,
+            fail: None,
+            lists: 0,
+            commits: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> FakeKernel<F> {
+    /// Makes the next commit fail with this error number.
+    pub fn fail_next(&mut self, errno: i32) {
+        self.fail = Some(errno);
+    }
+
+    /// Deletes the table, as `nft flush ruleset` would.
+    pub fn flush(&mut self) {
+        self.table = None;
+    }
+
+    /// The table as a ruleset.
+    pub fn ruleset(&self) -> Option<FamilyRuleset<F>> {
+        let table = self.table.as_ref()?;
+        let (picks, fixed): (Vec<_>, Vec<_>) = table
+            .chains
+            .iter()
+            .map(|(chain, rules)| (*chain, rules.clone()))
+            .partition(|(chain, _)| matches!(chain, ChainName::Pick(_)));
+        Some(FamilyRuleset {
+            skeleton: Skeleton {
+                chains: fixed.into_iter().collect(),
+            },
+            picks: picks
+                .into_iter()
+                .filter_map(|(chain, _)| match chain {
+                    ChainName::Pick(pick) => Some(pick),
+                    _ => None,
+                })
+                .collect(),
+            elements: table.elements.values().cloned().collect(),
+        })
+    }
+}
+
+impl<F: Family> Kernel<F> for FakeKernel<F> {
+    fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+        self.lists += 1;
+        Ok(self.ruleset().map(|ruleset| Observed {
+            ruleset,
+            foreign: Vec::new(),
+        }))
+    }
+
+    fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
+        if let Some(errno) = self.fail.take() {
+            return Err(refused::<F>("an injected failure".into(), errno));
+        }
+        let table = apply(self.table.clone(), delta)?;
+        table.check()?;
+        self.table = Some(table);
+        self.commits.push(delta.counts());
+        Ok(Committed::default())
+    }
+}
+
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+
+fn refused<F: Family>(operation: String, errno: i32) -> ApplyError {
+    ApplyError::Refused {
+        family: F::FAMILY,
+        operation,
+        hint: None,
+        source: io::Error::from_raw_os_error(errno),
+    }
+}
+
+fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F>, ApplyError> {
+    let Delta {
+        table: change,
+        add_chains,
+        set_rules,
+        delete_elements,
+        add_elements,
+        delete_chains,
+    } = delta;
+    let empty = || Table {
+        chains: BTreeMap::new(),
+        elements: BTreeMap::new(),
+    };
+    let mut table = match (change, table) {
+        (TableChange::Keep, Some(table)) => table,
+        (TableChange::Create, None) | (TableChange::Recreate, Some(_)) => empty(),
+        (TableChange::Create, Some(_)) => return Err(refused::<F>("the table".into(), EEXIST)),
+        (_, None) => return Err(refused::<F>("the table".into(), ENOENT)),
+    };
+    for chain in add_chains {
+        if table.chains.insert(*chain, Vec::new()).is_some() {
+            return Err(refused::<F>(format!("adding chain {chain}"), EEXIST));
+        }
+    }
+    for (chain, rules) in set_rules {
+        let Some(current) = table.chains.get_mut(chain) else {
+            return Err(refused::<F>(format!("rules of chain {chain}"), ENOENT));
+        };
+        current.clone_from(rules);
+    }
+    for element in delete_elements {
+        if table.elements.remove(&element.identity()).is_none() {
+            return Err(refused::<F>(format!("deleting {}", element.nft()), ENOENT));
+        }
+    }
+    for element in add_elements {
+        if table
+            .elements
+            .insert(element.identity(), element.clone())
+            .is_some()
+        {
+            return Err(refused::<F>(format!("adding {}", element.nft()), EEXIST));
+        }
+    }
+    for chain in delete_chains {
+        if table.chains.remove(chain).is_none() {
+            return Err(refused::<F>(format!("deleting chain {chain}"), ENOENT));
+        }
+    }
+    Ok(table)
+}
+
+impl<F: Family> Table<F> {
+    /// Nothing may point to a chain that is not there.
+    fn check(&self) -> Result<(), ApplyError> {
+        let from_elements = self
+            .elements
+            .values()
+            .filter_map(|element| match element.data() {
+                Data::Verdict(verdict) => verdict.chain(),
+                _ => None,
+            });
+        let from_rules = self
+            .chains
+            .values()
+            .flatten()
+            .flat_map(|rule| &rule.exprs)
+            .filter_map(|expr| match expr {
+                Expr::Verdict(verdict) => verdict.chain(),
+                _ => None,
+            });
+        match from_elements
+            .chain(from_rules)
+            .find(|chain| !self.chains.contains_key(chain))
+        {
+            Some(chain) => Err(refused::<F>(format!("a verdict to chain {chain}"), ENOENT)),
+            None => Ok(()),
+        }
+    }
+}

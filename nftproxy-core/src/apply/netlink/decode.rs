@@ -1,0 +1,334 @@
+//! From the kernel's dumps to a ruleset.
+//!
+//! What is not ours, or not as we would write it, is never an error: it ends up in
+//! [`Observed::foreign`], or as [`Expr::Foreign`] in a rule, which then differs from any of ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::attribute::{attributes, be32, find, string};
+use super::constants::*;
+use super::encode::{data_type, fields_type, reject_code, set_flags};
+use super::{nfproto, userdata};
+use crate::diff::Observed;
+use crate::model::Family;
+use crate::ruleset::element::{Element, RawData};
+use crate::ruleset::expr::{Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict};
+use crate::ruleset::name::{ChainName, SetName, TABLE};
+use crate::ruleset::schema::{base_chain, schema};
+use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+
+/// Collects what the dumps of one table say.
+pub(super) struct Decoder<F: Family> {
+    chains: BTreeMap<ChainName, Vec<Rule>>,
+    sets: BTreeSet<SetName>,
+    elements: BTreeSet<Element<F>>,
+    foreign: Vec<String>,
+}
+
+impl<F: Family> Default for Decoder<F> {
+    fn default() -> Self {
+        Self {
+            chains: BTreeMap::new(),
+            sets: BTreeSet::new(),
+            elements: BTreeSet::new(),
+            foreign: Vec::new(),
+        }
+    }
+}
+
+/// Whether a message of a table dump is about our table, and if so, its flags.
+pub(super) fn our_table(attributes: &[u8]) -> Option<u32> {
+    let name = find(attributes, NFTA_TABLE_NAME).and_then(string)?;
+    (name == TABLE).then(|| {
+        find(attributes, NFTA_TABLE_FLAGS)
+            .and_then(be32)
+            .unwrap_or_default()
+    })
+}
+
+impl<F: Family> Decoder<F> {
+    /// Notes that something about the table is not ours.
+    pub(super) fn foreign(&mut self, what: String) {
+        self.foreign.push(what);
+    }
+
+    /// Takes a message of a chain dump.
+    pub(super) fn chain(&mut self, message: &[u8]) {
+        if find(message, NFTA_CHAIN_TABLE).and_then(string) != Some(TABLE) {
+            return;
+        }
+        let name = find(message, NFTA_CHAIN_NAME)
+            .and_then(string)
+            .unwrap_or_default();
+        let Some(chain) = ChainName::parse(name) else {
+            return self.foreign(format!("chain {name}"));
+        };
+        let hook = find(message, NFTA_CHAIN_HOOK);
+        let place = hook.and_then(|hook| {
+            let number = find(hook, NFTA_HOOK_HOOKNUM).and_then(be32)?;
+            let priority = find(hook, NFTA_HOOK_PRIORITY).and_then(be32)? as i32;
+            Some((number, priority))
+        });
+        let wanted = base_chain(chain).map(|base| (base.hook.number(), base.priority));
+        let is_accepting_nat = hook.is_none()
+            || (find(message, NFTA_CHAIN_TYPE).and_then(string) == Some("nat")
+                && find(message, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_ACCEPT));
+        if place != wanted || !is_accepting_nat {
+            self.foreign(format!("chain {name} at another hook"));
+        }
+        self.chains.entry(chain).or_default();
+    }
+
+    /// Takes a message of a rule dump; chains come first.
+    pub(super) fn rule(&mut self, message: &[u8]) {
+        if find(message, NFTA_RULE_TABLE).and_then(string) != Some(TABLE) {
+            return;
+        }
+        let chain = find(message, NFTA_RULE_CHAIN)
+            .and_then(string)
+            .and_then(ChainName::parse);
+        let Some(rules) = chain.and_then(|chain| self.chains.get_mut(&chain)) else {
+            return;
+        };
+        let list = find(message, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+        let exprs = attributes(list)
+            .filter(|(attribute, _)| *attribute == NFTA_LIST_ELEM)
+            .map(|(_, expression)| decode_expression::<F>(expression))
+            .collect();
+        rules.push(Rule {
+            text: String::new(),
+            exprs,
+        });
+    }
+
+    /// Takes a message of a set dump. Returns the set if its elements should be listed.
+    pub(super) fn set(&mut self, message: &[u8]) -> Option<SetName> {
+        if find(message, NFTA_SET_TABLE).and_then(string) != Some(TABLE) {
+            return None;
+        }
+        let name = find(message, NFTA_SET_NAME)
+            .and_then(string)
+            .unwrap_or_default();
+        let Some(set) = SetName::parse(name) else {
+            self.foreign(format!("set {name}"));
+            return None;
+        };
+        let schema = schema(set);
+        let number = |attribute| find(message, attribute).and_then(be32);
+        let data_type = data_type::<F>(schema.data);
+        // The kernel leaves flags out if there are none.
+        let as_ours = number(NFTA_SET_FLAGS).unwrap_or_default() == set_flags(schema.data)
+            && number(NFTA_SET_KEY_TYPE) == Some(fields_type::<F>(schema.key))
+            && number(NFTA_SET_KEY_LEN) == Some(schema.key_len::<F>() as u32)
+            && number(NFTA_SET_DATA_TYPE) == data_type
+            && number(NFTA_SET_DATA_LEN) == data_type.map(|_| schema.data_len::<F>() as u32);
+        if !as_ours {
+            self.foreign(format!("set {name} of another type"));
+            return None;
+        }
+        self.sets.insert(set);
+        Some(set)
+    }
+
+    /// Takes a message of an element dump.
+    pub(super) fn elements(&mut self, set: SetName, message: &[u8]) {
+        let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+        for (_, element) in attributes(list) {
+            match decode_element(set, element) {
+                Some(element) => {
+                    self.elements.insert(element);
+                }
+                None => self.foreign(format!("element of {set}")),
+            }
+        }
+    }
+
+    /// What all of it amounts to.
+    pub(super) fn finish(mut self) -> Observed<F> {
+        for set in SetName::ALL {
+            if !self.sets.contains(&set) {
+                self.foreign.push(format!("set {set} is missing"));
+            }
+        }
+        let mut picks = BTreeSet::new();
+        let mut fixed = BTreeMap::new();
+        for (chain, rules) in self.chains {
+            match chain {
+                ChainName::Pick(pick) if rules == crate::compile::pick_rules::<F>(pick) => {
+                    picks.insert(pick);
+                }
+                ChainName::Pick(pick) => self.foreign.push(format!("rules of chain {pick}")),
+                chain => {
+                    fixed.insert(chain, rules);
+                }
+            }
+        }
+        let ruleset = FamilyRuleset {
+            skeleton: Skeleton { chains: fixed },
+            picks,
+            elements: self.elements,
+        };
+        Observed {
+            ruleset,
+            foreign: self.foreign,
+        }
+    }
+}
+
+fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<Element<F>> {
+    let (mut key, mut data, mut comment) = (None, RawData::None, None);
+    for (attribute, payload) in attributes(element) {
+        match attribute {
+            NFTA_SET_ELEM_KEY => key = find(payload, NFTA_DATA_VALUE),
+            NFTA_SET_ELEM_DATA => data = decode_data(payload)?,
+            NFTA_SET_ELEM_USERDATA => comment = userdata::element_comment(payload),
+            _ => {}
+        }
+    }
+    Element::read(set, key?, data, comment)
+}
+
+fn decode_data(payload: &[u8]) -> Option<RawData<'_>> {
+    if let Some(value) = find(payload, NFTA_DATA_VALUE) {
+        return Some(RawData::Value(value));
+    }
+    decode_verdict(payload).map(RawData::Verdict)
+}
+
+fn decode_verdict(data: &[u8]) -> Option<Verdict> {
+    let verdict = find(data, NFTA_DATA_VERDICT)?;
+    let code = find(verdict, NFTA_VERDICT_CODE).and_then(be32)? as i32;
+    let chain = || {
+        find(verdict, NFTA_VERDICT_CHAIN)
+            .and_then(string)
+            .and_then(ChainName::parse)
+    };
+    match code {
+        NF_DROP => Some(Verdict::Drop),
+        NFT_RETURN => Some(Verdict::Return),
+        NFT_JUMP => chain().map(Verdict::Jump),
+        NFT_GOTO => chain().map(Verdict::Goto),
+        _ => None,
+    }
+}
+
+fn decode_expression<F: Family>(expression: &[u8]) -> Expr {
+    let name = find(expression, NFTA_EXPR_NAME)
+        .and_then(string)
+        .unwrap_or_default();
+    let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
+    known_expression::<F>(name, data).unwrap_or_else(|| Expr::Foreign(name.into()))
+}
+
+/// Decodes an expression by its name. The numbers are those of its `NFTA_…` attributes.
+fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
+    let number = |attribute| find(data, attribute).and_then(be32);
+    let value = |attribute| find(data, attribute).and_then(|nest| find(nest, NFTA_DATA_VALUE));
+    let register = |attribute| number(attribute).and_then(decode_register);
+    Some(match name {
+        "payload" => Expr::Payload {
+            register: register(1)?,
+            base: match number(2)? {
+                NFT_PAYLOAD_NETWORK_HEADER => PayloadBase::Network,
+                NFT_PAYLOAD_TRANSPORT_HEADER => PayloadBase::Transport,
+                _ => return None,
+            },
+            offset: number(3)?,
+            len: number(4)?,
+        },
+        "meta" => match (number(2)?, register(1), register(3)) {
+            (NFT_META_MARK, None, Some(register)) => Expr::SetMark { register },
+            (key, Some(register), None) => {
+                let key = match key {
+                    NFT_META_L4PROTO => MetaKey::L4Proto,
+                    NFT_META_MARK => MetaKey::Mark,
+                    NFT_META_IIFNAME => MetaKey::Iifname,
+                    _ => return None,
+                };
+                Expr::Meta { key, register }
+            }
+            _ => return None,
+        },
+        "ct" if number(2)? == NFT_CT_STATUS => Expr::CtStatus {
+            register: register(1)?,
+        },
+        "fib" if number(2)? == NFT_FIB_RESULT_ADDRTYPE => Expr::FibType {
+            register: register(1)?,
+            destination: match number(3)? {
+                NFTA_FIB_F_DADDR => true,
+                NFTA_FIB_F_SADDR => false,
+                _ => return None,
+            },
+        },
+        "numgen" if number(3)? == NFT_NG_RANDOM && number(4).unwrap_or_default() == 0 => {
+            Expr::Numgen {
+                register: register(1)?,
+                modulus: number(2)?,
+            }
+        }
+        "cmp" => Expr::Cmp {
+            register: register(1)?,
+            negate: match number(2)? {
+                NFT_CMP_EQ => false,
+                NFT_CMP_NEQ => true,
+                _ => return None,
+            },
+            value: value(3)?.to_vec(),
+        },
+        "bitwise" if number(1)? == number(2)? && number(6).unwrap_or_default() == 0 => {
+            Expr::Bitwise {
+                register: register(1)?,
+                mask: value(4)?.to_vec(),
+                xor: value(5)?.to_vec(),
+            }
+        }
+        "lookup" if number(5).unwrap_or_default() == 0 => Expr::Lookup {
+            set: SetName::parse(find(data, 1).and_then(string)?)?,
+            register: register(2)?,
+            data: match number(3) {
+                None => LookupData::None,
+                Some(0) => LookupData::Verdict,
+                Some(register) => LookupData::Load(decode_register(register)?),
+            },
+        },
+        "immediate" if number(1)? == 0 => Expr::Verdict(decode_verdict(find(data, 2)?)?),
+        // The kernel fills the ends of the ranges in.
+        "nat"
+            if number(1)? == NFT_NAT_DNAT
+                && number(2)? == u32::from(nfproto(F::FAMILY))
+                && number(4).is_none_or(|max| Some(max) == number(3))
+                && number(6).is_none_or(|max| Some(max) == number(5)) =>
+        {
+            Expr::Dnat {
+                address: register(3)?,
+                port: register(5)?,
+            }
+        }
+        "masq" if number(1)? == NF_NAT_RANGE_RANDOM_FULLY && number(2).is_none() => {
+            Expr::Masquerade
+        }
+        "reject" => {
+            let kind = number(1)?;
+            // The kernel leaves the code out for a reset.
+            let code = find(data, 2)
+                .and_then(|code| code.first())
+                .copied()
+                .unwrap_or_default();
+            Expr::Reject(
+                [Reject::TcpReset, Reject::PortUnreachable]
+                    .into_iter()
+                    .find(|reject| reject_code(*reject, F::FAMILY) == (kind, code))?,
+            )
+        }
+        _ => return None,
+    })
+}
+
+/// The kernel names a register by the 128-bit one (1 to 4) where it can, else by the 32-bit one.
+fn decode_register(number: u32) -> Option<Register> {
+    match number {
+        1..=4 => Some((number - 1) as Register * 4),
+        NFT_REG32_00..=23 => Some((number - NFT_REG32_00) as Register),
+        _ => None,
+    }
+}

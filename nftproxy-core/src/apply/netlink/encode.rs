@@ -1,0 +1,644 @@
+//! From delta to batch.
+//!
+//! Tables, chains, sets and rules go through libnftnl, as there are few of them. Elements are
+//! written here, straight into the batch.
+
+use std::ffi::CStr;
+
+use nftnl::nftnl_sys as sys;
+
+use super::attribute::{
+    HEADER_LEN, NFGENMSG_LEN, begin_message, begin_nest, end_message, end_nest, put, put_str,
+};
+use super::constants::*;
+use super::ffi::{self, Expression, Message, Writer};
+use super::{nfproto, userdata};
+use crate::diff::{Delta, TableChange, for_each_set};
+use crate::model::{EndpointAddress, Family, IpFamily};
+use crate::ruleset::Rule;
+use crate::ruleset::element::{Data, Element, write_port};
+use crate::ruleset::expr::{Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict};
+use crate::ruleset::name::{ChainName, SetName, TABLE, TABLE_COMMENT};
+use crate::ruleset::schema::{DataType, Field, base_chain, schema};
+
+/// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
+const ELEMENTS_MAX_LEN: usize = 65000;
+
+/// A batch, ready to be sent in one piece.
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    /// What each message asks for; the first has sequence number [`FIRST_SEQUENCE`].
+    operations: Vec<Operation>,
+    /// Sequence number of the one message that asks for an acknowledgement.
+    pub(super) acknowledged: u32,
+}
+
+const FIRST_SEQUENCE: u32 = 1;
+
+/// What a message asks for, as far as needed to explain an error.
+enum Operation {
+    Begin,
+    End,
+    Table(&'static str),
+    Set(SetName),
+    Chain(&'static str, ChainName),
+    Rule(ChainName, String),
+    /// Elements of one set. The message starts at this byte of the batch.
+    Elements {
+        verb: &'static str,
+        set: SetName,
+        start: usize,
+        names: ElementRange,
+    },
+}
+
+/// Which elements of the delta a message holds.
+#[derive(Clone, Copy)]
+struct ElementRange {
+    first: usize,
+    len: usize,
+}
+
+impl Batch {
+    pub(super) fn messages(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Explains which operation of `delta` an error with this sequence number is about. The
+    /// kernel may also say at which byte of the message the culprit starts.
+    pub(super) fn explain<F: Family>(
+        &self,
+        delta: &Delta<F>,
+        sequence: u32,
+        offset: Option<usize>,
+    ) -> String {
+        let index = sequence.wrapping_sub(FIRST_SEQUENCE) as usize;
+        match self.operations.get(index) {
+            None | Some(Operation::Begin | Operation::End) => "the batch as a whole".into(),
+            Some(Operation::Table(verb)) => format!("{verb} the table"),
+            Some(Operation::Set(set)) => format!("adding set {set}"),
+            Some(Operation::Chain(verb, chain)) => format!("{verb} chain {chain}"),
+            Some(Operation::Rule(chain, text)) => {
+                format!("adding rule \"{text}\" to chain {chain}")
+            }
+            Some(Operation::Elements {
+                verb,
+                set,
+                start,
+                names,
+            }) => {
+                let all = if *verb == "adding" {
+                    &delta.add_elements
+                } else {
+                    &delta.delete_elements
+                };
+                let elements = &all[names.first..names.first + names.len];
+                match offset.and_then(|offset| self.element_at(*start, offset)) {
+                    Some(at) if at < elements.len() => {
+                        format!("{verb} element {{ {} }} of {set}", elements[at].nft())
+                    }
+                    _ => format!("{verb} {} elements of {set}", elements.len()),
+                }
+            }
+        }
+    }
+
+    /// The number of the element that holds the byte at `offset` of the message at `start`.
+    fn element_at(&self, start: usize, offset: usize) -> Option<usize> {
+        let length =
+            u32::from_ne_bytes(self.bytes.get(start..start + 4)?.try_into().ok()?) as usize;
+        let message = self.bytes.get(start..start + length)?;
+        let mut at = HEADER_LEN + NFGENMSG_LEN;
+        let attributes = message.get(at..)?;
+        for (attribute, payload) in super::attribute::attributes(attributes) {
+            if attribute == NFTA_SET_ELEM_LIST_ELEMENTS {
+                let mut element_start = at + 4;
+                for (number, (_, element)) in super::attribute::attributes(payload).enumerate() {
+                    let end = element_start + (4 + element.len()).next_multiple_of(4);
+                    if (element_start..end).contains(&offset) {
+                        return Some(number);
+                    }
+                    element_start = end;
+                }
+            }
+            at += (4 + payload.len()).next_multiple_of(4);
+        }
+        None
+    }
+}
+
+/// Encodes a delta.
+pub(super) fn batch<F: Family>(delta: &Delta<F>) -> Batch {
+    let mut encoder = Encoder::<F>::new();
+    encoder.begin();
+    encoder.delta(delta);
+    encoder.end()
+}
+
+struct Encoder<F> {
+    batch: Batch,
+    writer: Writer,
+    /// Where the message that was written last starts.
+    last: usize,
+    key: Vec<u8>,
+    family: std::marker::PhantomData<F>,
+}
+
+impl<F: Family> Encoder<F> {
+    fn new() -> Self {
+        let batch = Batch {
+            bytes: Vec::new(),
+            operations: Vec::new(),
+            acknowledged: 0,
+        };
+        Self {
+            batch,
+            writer: Writer::new(),
+            last: 0,
+            key: Vec::new(),
+            family: std::marker::PhantomData,
+        }
+    }
+
+    fn sequence(&self) -> u32 {
+        FIRST_SEQUENCE + self.batch.operations.len() as u32
+    }
+
+    fn begin(&mut self) {
+        self.boundary(NFNL_MSG_BATCH_BEGIN, Operation::Begin);
+    }
+
+    fn end(mut self) -> Batch {
+        // One acknowledgement for all: errors come anyway. It cannot be that of the end message,
+        // which kernels before 6.10 do not acknowledge.
+        self.batch.acknowledged = self.sequence() - 1;
+        let flags = self.last + 6;
+        let with_ack =
+            u16::from_ne_bytes([self.batch.bytes[flags], self.batch.bytes[flags + 1]]) | NLM_F_ACK;
+        self.batch.bytes[flags..flags + 2].copy_from_slice(&with_ack.to_ne_bytes());
+        self.boundary(NFNL_MSG_BATCH_END, Operation::End);
+        self.batch
+    }
+
+    fn boundary(&mut self, message_type: u16, operation: Operation) {
+        // nfgenmsg: family, version, and the subsystem in network byte order.
+        let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+        let sequence = self.sequence();
+        let bytes = &mut self.batch.bytes;
+        let start = begin_message(
+            bytes,
+            message_type,
+            NLM_F_REQUEST,
+            sequence,
+            [0, 0, high, low],
+        );
+        end_message(bytes, start);
+        self.batch.operations.push(operation);
+    }
+
+    fn message(&mut self, message_type: u16, flags: u16, body: &dyn Message, operation: Operation) {
+        self.last = self.batch.bytes.len();
+        let sequence = self.sequence();
+        self.writer.message(
+            &mut self.batch.bytes,
+            message_type,
+            nfproto(F::FAMILY),
+            flags,
+            sequence,
+            body,
+        );
+        self.batch.operations.push(operation);
+    }
+
+    fn delta(&mut self, delta: &Delta<F>) {
+        let Delta {
+            table,
+            add_chains,
+            set_rules,
+            delete_elements,
+            add_elements,
+            delete_chains,
+        } = delta;
+        match table {
+            TableChange::Keep => {}
+            TableChange::Create => self.create_table(),
+            TableChange::Recreate => {
+                self.message(
+                    NFT_MSG_DELTABLE,
+                    0,
+                    &bare_table(),
+                    Operation::Table("deleting"),
+                );
+                self.create_table();
+            }
+        }
+        for chain in add_chains {
+            self.add_chain(*chain);
+        }
+        for (chain, rules) in set_rules {
+            if !add_chains.contains(chain) {
+                self.flush_chain(*chain);
+            }
+            for rule in rules {
+                self.add_rule(*chain, rule);
+            }
+        }
+        self.elements("deleting", NFT_MSG_DELSETELEM, 0, delete_elements);
+        self.elements(
+            "adding",
+            NFT_MSG_NEWSETELEM,
+            NLM_F_CREATE | NLM_F_EXCL,
+            add_elements,
+        );
+        for chain in delete_chains {
+            let object = named_chain(*chain);
+            self.message(
+                NFT_MSG_DELCHAIN,
+                0,
+                &object,
+                Operation::Chain("deleting", *chain),
+            );
+        }
+    }
+
+    fn create_table(&mut self) {
+        let mut table = bare_table();
+        table.bytes(sys::NFTNL_TABLE_USERDATA, &userdata::comment(TABLE_COMMENT));
+        self.message(
+            NFT_MSG_NEWTABLE,
+            NLM_F_CREATE | NLM_F_EXCL,
+            &table,
+            Operation::Table("creating"),
+        );
+        for (id, set) in (1..).zip(SetName::ALL) {
+            self.add_set(set, id);
+        }
+    }
+
+    fn add_set(&mut self, set: SetName, id: u32) {
+        let schema = schema(set);
+        let mut object = ffi::Set::new();
+        object.str(sys::NFTNL_SET_TABLE, TABLE);
+        object.str(sys::NFTNL_SET_NAME, set.as_str());
+        object.u32(sys::NFTNL_SET_FAMILY, nfproto(F::FAMILY).into());
+        object.u32(sys::NFTNL_SET_ID, id);
+        object.u32(sys::NFTNL_SET_KEY_TYPE, fields_type::<F>(schema.key));
+        object.u32(sys::NFTNL_SET_KEY_LEN, schema.key_len::<F>() as u32);
+        object.u32(sys::NFTNL_SET_FLAGS, set_flags(schema.data));
+        if let Some(data_type) = data_type::<F>(schema.data) {
+            object.u32(sys::NFTNL_SET_DATA_TYPE, data_type);
+            object.u32(sys::NFTNL_SET_DATA_LEN, schema.data_len::<F>() as u32);
+        }
+        object.bytes(sys::NFTNL_SET_USERDATA, &userdata::set::<F>(&schema));
+        self.message(
+            NFT_MSG_NEWSET,
+            NLM_F_CREATE | NLM_F_EXCL,
+            &object,
+            Operation::Set(set),
+        );
+    }
+
+    fn add_chain(&mut self, chain: ChainName) {
+        let mut object = named_chain(chain);
+        if let Some(base) = base_chain(chain) {
+            object.str(sys::NFTNL_CHAIN_TYPE, "nat");
+            object.u32(sys::NFTNL_CHAIN_HOOKNUM, base.hook.number());
+            object.bytes(sys::NFTNL_CHAIN_PRIO, &base.priority.to_ne_bytes());
+            object.u32(sys::NFTNL_CHAIN_POLICY, NF_ACCEPT);
+        }
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.message(
+            NFT_MSG_NEWCHAIN,
+            flags,
+            &object,
+            Operation::Chain("adding", chain),
+        );
+    }
+
+    fn flush_chain(&mut self, chain: ChainName) {
+        let rule = rule_of(chain);
+        self.message(
+            NFT_MSG_DELRULE,
+            0,
+            &rule,
+            Operation::Chain("flushing", chain),
+        );
+    }
+
+    fn add_rule(&mut self, chain: ChainName, rule: &Rule) {
+        let mut object = rule_of(chain);
+        for expr in &rule.exprs {
+            if let Some(expression) = expression::<F>(expr) {
+                object.push(expression);
+            }
+        }
+        let operation = Operation::Rule(chain, rule.text.clone());
+        self.message(
+            NFT_MSG_NEWRULE,
+            NLM_F_CREATE | NLM_F_APPEND,
+            &object,
+            operation,
+        );
+    }
+
+    fn elements(
+        &mut self,
+        verb: &'static str,
+        message_type: u16,
+        flags: u16,
+        elements: &[Element<F>],
+    ) {
+        let mut first = 0;
+        for_each_set(elements, |set, elements| {
+            let mut rest = elements;
+            while !rest.is_empty() {
+                let len = self.element_message(verb, message_type, flags, set, rest, first);
+                rest = &rest[len..];
+                first += len;
+            }
+        });
+    }
+
+    /// Writes one message with as many of the elements as fit, and returns how many did.
+    fn element_message(
+        &mut self,
+        verb: &'static str,
+        message_type: u16,
+        flags: u16,
+        set: SetName,
+        elements: &[Element<F>],
+        first: usize,
+    ) -> usize {
+        let sequence = self.sequence();
+        let out = &mut self.batch.bytes;
+        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
+        let start = begin_message(out, message_type, NLM_F_REQUEST | flags, sequence, nfgenmsg);
+        put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
+        let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
+        let mut len = 0;
+        for element in elements {
+            if out.len() - list > ELEMENTS_MAX_LEN {
+                break;
+            }
+            let nest = begin_nest(out, NFTA_LIST_ELEM);
+            self.key.clear();
+            element.write_key(&mut self.key);
+            let key = begin_nest(out, NFTA_SET_ELEM_KEY);
+            put(out, NFTA_DATA_VALUE, &self.key);
+            end_nest(out, key);
+            if flags & NLM_F_CREATE != 0 {
+                write_data(element.data(), &mut self.key, out);
+                if let Some(comment) = element.comment() {
+                    put(out, NFTA_SET_ELEM_USERDATA, &userdata::comment(comment));
+                }
+            }
+            end_nest(out, nest);
+            len += 1;
+        }
+        end_nest(out, list);
+        end_message(out, start);
+        self.last = start;
+        let names = ElementRange { first, len };
+        self.batch.operations.push(Operation::Elements {
+            verb,
+            set,
+            start,
+            names,
+        });
+        len
+    }
+}
+
+fn write_data<F: Family>(data: &Data<F>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    match data {
+        Data::None => {}
+        Data::Endpoint(EndpointAddress { address, port }) => {
+            scratch.clear();
+            F::write_address(*address, scratch);
+            write_port(*port, scratch);
+            let nest = begin_nest(out, NFTA_SET_ELEM_DATA);
+            put(out, NFTA_DATA_VALUE, scratch);
+            end_nest(out, nest);
+        }
+        Data::Verdict(verdict) => {
+            let data = begin_nest(out, NFTA_SET_ELEM_DATA);
+            let nest = begin_nest(out, NFTA_DATA_VERDICT);
+            put(
+                out,
+                NFTA_VERDICT_CODE,
+                &verdict_code(*verdict).to_be_bytes(),
+            );
+            if let Some(chain) = verdict.chain() {
+                put_str(out, NFTA_VERDICT_CHAIN, &chain.to_string());
+            }
+            end_nest(out, nest);
+            end_nest(out, data);
+        }
+    }
+}
+
+fn bare_table() -> ffi::Table {
+    let mut table = ffi::Table::new();
+    table.str(sys::NFTNL_TABLE_NAME, TABLE);
+    table
+}
+
+fn named_chain(chain: ChainName) -> ffi::Chain {
+    let mut object = ffi::Chain::new();
+    object.str(sys::NFTNL_CHAIN_TABLE, TABLE);
+    object.str(sys::NFTNL_CHAIN_NAME, &chain.to_string());
+    object
+}
+
+fn rule_of(chain: ChainName) -> ffi::Rule {
+    let mut object = ffi::Rule::new();
+    object.str(sys::NFTNL_RULE_TABLE, TABLE);
+    object.str(sys::NFTNL_RULE_CHAIN, &chain.to_string());
+    object
+}
+
+/// `NFT_SET_…` flags.
+pub(super) fn set_flags(data: DataType) -> u32 {
+    if data == DataType::None {
+        0
+    } else {
+        NFT_SET_MAP
+    }
+}
+
+/// The type that nft(8) gives a concatenation: six bits per field, last one lowest.
+pub(super) fn fields_type<F: Family>(fields: &[Field]) -> u32 {
+    fields.iter().fold(0, |concatenation, field| {
+        let datatype = match (field, F::FAMILY) {
+            (Field::Slot, _) => 4,                            // integer
+            (Field::Saddr | Field::Daddr, IpFamily::V4) => 7, // ipv4_addr
+            (Field::Saddr | Field::Daddr, IpFamily::V6) => 8, // ipv6_addr
+            (Field::L4Proto, _) => 12,                        // inet_proto
+            (Field::Dport, _) => 13,                          // inet_service
+        };
+        concatenation << 6 | datatype
+    })
+}
+
+/// The type of a map's data; `None` for a set.
+pub(super) fn data_type<F: Family>(data: DataType) -> Option<u32> {
+    match data {
+        DataType::None => None,
+        DataType::Verdict => Some(NFT_DATA_VERDICT),
+        DataType::Endpoint => Some(fields_type::<F>(&[Field::Daddr, Field::Dport])),
+    }
+}
+
+/// The `NFT_…` or `NF_…` code of a verdict.
+pub(super) fn verdict_code(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Drop => NF_DROP,
+        Verdict::Return => NFT_RETURN,
+        Verdict::Jump(_) => NFT_JUMP,
+        Verdict::Goto(_) => NFT_GOTO,
+    }
+}
+
+fn register(register: Register) -> u32 {
+    NFT_REG32_00 + u32::from(register)
+}
+
+/// The register that verdicts go to.
+const NFT_REG_VERDICT: u32 = 0;
+
+/// Builds an expression. `None` only if this libnftnl lacks it, or it is not ours to write; the
+/// kernel then refuses nothing, so [`super::Netlink`] checks for it when it starts.
+fn expression<F: Family>(expr: &Expr) -> Option<Expression> {
+    Some(match expr {
+        Expr::Payload {
+            base,
+            offset,
+            len,
+            register: dreg,
+        } => {
+            let base = match base {
+                PayloadBase::Network => NFT_PAYLOAD_NETWORK_HEADER,
+                PayloadBase::Transport => NFT_PAYLOAD_TRANSPORT_HEADER,
+            };
+            named(c"payload")?
+                .u32(sys::NFTNL_EXPR_PAYLOAD_DREG, register(*dreg))
+                .u32(sys::NFTNL_EXPR_PAYLOAD_BASE, base)
+                .u32(sys::NFTNL_EXPR_PAYLOAD_OFFSET, *offset)
+                .u32(sys::NFTNL_EXPR_PAYLOAD_LEN, *len)
+        }
+        Expr::Meta {
+            key,
+            register: dreg,
+        } => {
+            let key = match key {
+                MetaKey::L4Proto => NFT_META_L4PROTO,
+                MetaKey::Mark => NFT_META_MARK,
+                MetaKey::Iifname => NFT_META_IIFNAME,
+            };
+            named(c"meta")?
+                .u32(sys::NFTNL_EXPR_META_KEY, key)
+                .u32(sys::NFTNL_EXPR_META_DREG, register(*dreg))
+        }
+        Expr::SetMark { register: sreg } => named(c"meta")?
+            .u32(sys::NFTNL_EXPR_META_KEY, NFT_META_MARK)
+            .u32(sys::NFTNL_EXPR_META_SREG, register(*sreg)),
+        Expr::CtStatus { register: dreg } => named(c"ct")?
+            .u32(sys::NFTNL_EXPR_CT_KEY, NFT_CT_STATUS)
+            .u32(sys::NFTNL_EXPR_CT_DREG, register(*dreg)),
+        Expr::FibType {
+            destination,
+            register: dreg,
+        } => {
+            let flags = if *destination {
+                NFTA_FIB_F_DADDR
+            } else {
+                NFTA_FIB_F_SADDR
+            };
+            named(c"fib")?
+                .u32(sys::NFTNL_EXPR_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
+                .u32(sys::NFTNL_EXPR_FIB_FLAGS, flags)
+                .u32(sys::NFTNL_EXPR_FIB_DREG, register(*dreg))
+        }
+        Expr::Numgen {
+            modulus,
+            register: dreg,
+        } => named(c"numgen")?
+            .u32(sys::NFTNL_EXPR_NG_DREG, register(*dreg))
+            .u32(sys::NFTNL_EXPR_NG_MODULUS, *modulus)
+            .u32(sys::NFTNL_EXPR_NG_TYPE, NFT_NG_RANDOM),
+        Expr::Cmp {
+            negate,
+            register: sreg,
+            value,
+        } => named(c"cmp")?
+            .u32(sys::NFTNL_EXPR_CMP_SREG, register(*sreg))
+            .u32(
+                sys::NFTNL_EXPR_CMP_OP,
+                if *negate { NFT_CMP_NEQ } else { NFT_CMP_EQ },
+            )
+            .bytes(sys::NFTNL_EXPR_CMP_DATA, value),
+        Expr::Bitwise {
+            register: both,
+            mask,
+            xor,
+        } => named(c"bitwise")?
+            .u32(sys::NFTNL_EXPR_BITWISE_SREG, register(*both))
+            .u32(sys::NFTNL_EXPR_BITWISE_DREG, register(*both))
+            .u32(sys::NFTNL_EXPR_BITWISE_LEN, mask.len() as u32)
+            .bytes(sys::NFTNL_EXPR_BITWISE_MASK, mask)
+            .bytes(sys::NFTNL_EXPR_BITWISE_XOR, xor),
+        Expr::Lookup {
+            set,
+            register: sreg,
+            data,
+        } => {
+            let lookup = named(c"lookup")?
+                .u32(sys::NFTNL_EXPR_LOOKUP_SREG, register(*sreg))
+                .str(sys::NFTNL_EXPR_LOOKUP_SET, set.as_str());
+            match data {
+                LookupData::None => lookup,
+                LookupData::Verdict => lookup.u32(sys::NFTNL_EXPR_LOOKUP_DREG, NFT_REG_VERDICT),
+                LookupData::Load(dreg) => lookup.u32(sys::NFTNL_EXPR_LOOKUP_DREG, register(*dreg)),
+            }
+        }
+        Expr::Verdict(verdict) => {
+            let immediate = named(c"immediate")?
+                .u32(sys::NFTNL_EXPR_IMM_DREG, NFT_REG_VERDICT)
+                .u32(sys::NFTNL_EXPR_IMM_VERDICT, verdict_code(*verdict) as u32);
+            match verdict.chain() {
+                Some(chain) => immediate.str(sys::NFTNL_EXPR_IMM_CHAIN, &chain.to_string()),
+                None => immediate,
+            }
+        }
+        Expr::Dnat { address, port } => named(c"nat")?
+            .u32(sys::NFTNL_EXPR_NAT_TYPE, NFT_NAT_DNAT)
+            .u32(sys::NFTNL_EXPR_NAT_FAMILY, nfproto(F::FAMILY).into())
+            .u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, register(*address))
+            .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, register(*port)),
+        Expr::Masquerade => {
+            named(c"masq")?.u32(sys::NFTNL_EXPR_MASQ_FLAGS, NF_NAT_RANGE_RANDOM_FULLY)
+        }
+        Expr::Reject(reject) => {
+            let (kind, code) = reject_code(*reject, F::FAMILY);
+            named(c"reject")?
+                .u32(sys::NFTNL_EXPR_REJECT_TYPE, kind)
+                .bytes(sys::NFTNL_EXPR_REJECT_CODE, &[code])
+        }
+        Expr::Foreign(_) => return None,
+    })
+}
+
+/// The type and code of a reject expression.
+pub(super) fn reject_code(reject: Reject, family: IpFamily) -> (u32, u8) {
+    match (reject, family) {
+        (Reject::TcpReset, _) => (NFT_REJECT_TCP_RST, 0),
+        (Reject::PortUnreachable, IpFamily::V4) => (NFT_REJECT_ICMP_UNREACH, ICMP_PORT_UNREACH),
+        (Reject::PortUnreachable, IpFamily::V6) => (NFT_REJECT_ICMP_UNREACH, ICMPV6_PORT_UNREACH),
+    }
+}
+
+fn named(name: &CStr) -> Option<Expression> {
+    Expression::new(name)
+}

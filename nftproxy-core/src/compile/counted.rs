@@ -1,0 +1,66 @@
+//! Things that several Service ports need, each of which must exist once.
+
+use std::collections::BTreeMap;
+
+/// How often each thing is needed, and which ones came or went since the last [`Counted::drain`].
+#[derive(Debug)]
+pub(super) struct Counted<T> {
+    counts: BTreeMap<T, u32>,
+    /// Whether a thing whose count was touched was needed before.
+    touched: BTreeMap<T, bool>,
+}
+
+impl<T> Default for Counted<T> {
+    fn default() -> Self {
+        Self {
+            counts: BTreeMap::new(),
+            touched: BTreeMap::new(),
+        }
+    }
+}
+
+/// What came and what went.
+pub(super) struct Turnover<T> {
+    pub(super) come: Vec<T>,
+    pub(super) gone: Vec<T>,
+}
+
+impl<T: Ord + Copy> Counted<T> {
+    pub(super) fn add(&mut self, thing: T) {
+        let count = self.counts.entry(thing).or_default();
+        self.touched.entry(thing).or_insert(*count > 0);
+        *count += 1;
+    }
+
+    pub(super) fn remove(&mut self, thing: T) {
+        let Some(count) = self.counts.get_mut(&thing) else {
+            return;
+        };
+        self.touched.entry(thing).or_insert(true);
+        *count -= 1;
+        if *count == 0 {
+            self.counts.remove(&thing);
+        }
+    }
+
+    /// All that is needed, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = T> {
+        self.counts.keys().copied()
+    }
+
+    /// What came and went since the last call, each in order.
+    pub(super) fn drain(&mut self) -> Turnover<T> {
+        let mut turnover = Turnover {
+            come: Vec::new(),
+            gone: Vec::new(),
+        };
+        for (thing, before) in std::mem::take(&mut self.touched) {
+            match (before, self.counts.contains_key(&thing)) {
+                (false, true) => turnover.come.push(thing),
+                (true, false) => turnover.gone.push(thing),
+                _ => {}
+            }
+        }
+        turnover
+    }
+}

@@ -1,0 +1,489 @@
+//! From state to ruleset, at once or change by change.
+//!
+//! [`compile`] does the whole; [`Compilation`] does the same incrementally, and is what the proxy
+//! runs. Nothing here does input or output; a Service that cannot be expressed leaves a [`Note`].
+
+mod claims;
+mod counted;
+mod port;
+mod skeleton;
+mod slots;
+mod usable;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::model::{
+    EndpointAddress, Family, Node, NodePortAddresses, Service, ServiceName, State, TrafficPolicy,
+    V4, V6,
+};
+use crate::ruleset::element::{Data, Destination, Element, Key};
+use crate::ruleset::name::{Pick, SlotMap};
+use crate::ruleset::{FamilyRuleset, Skeleton};
+use claims::{Claim, Claims};
+use counted::Counted;
+use port::PortRules;
+
+pub use skeleton::{pick as pick_rules, skeleton};
+
+/// The rulesets of both families, and what could not be put into them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compiled {
+    /// `table ip nftproxy`
+    pub v4: FamilyRuleset<V4>,
+    /// `table ip6 nftproxy`
+    pub v6: FamilyRuleset<V6>,
+    /// In order of Service.
+    pub notes: BTreeSet<Note>,
+}
+
+/// Compiles the whole state.
+pub fn compile(state: &State, node: &Node) -> Compiled {
+    let all: BTreeSet<_> = state
+        .services()
+        .map(|service| service.name.clone())
+        .collect();
+    let mut notes = BTreeSet::new();
+    let v4 = compile_family(state, node, &all, &mut notes);
+    let v6 = compile_family(state, node, &all, &mut notes);
+    Compiled { v4, v6, notes }
+}
+
+fn compile_family<F: Family>(
+    state: &State,
+    node: &Node,
+    all: &BTreeSet<ServiceName>,
+    notes: &mut BTreeSet<Note>,
+) -> FamilyRuleset<F> {
+    let mut compilation = Compilation::default();
+    notes.extend(
+        compilation
+            .update(state, node, all, &Seeds::default())
+            .notes,
+    );
+    compilation.ruleset(skeleton::<F>(node, &state.service_cidrs::<F>()))
+}
+
+/// Something that was left out of the ruleset, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Note {
+    /// Two Service ports claim the same address, protocol and port.
+    Conflict {
+        /// `namespace/name:port` of the one that is left out there.
+        loser: Arc<str>,
+        /// `namespace/name:port` of the one that has it.
+        winner: Arc<str>,
+        /// The address, protocol and port.
+        destination: String,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conflict {
+                loser,
+                winner,
+                destination,
+            } => write!(
+                f,
+                "service port {loser} is not reachable at {destination}, which {winner} has already"
+            ),
+        }
+    }
+}
+
+/// What a change of the state means for one family's elements.
+#[derive(Debug)]
+pub struct Changes<F: Family> {
+    /// Elements to delete; they are all known to exist.
+    pub delete: Vec<Element<F>>,
+    /// Elements to add; none of their keys exist, once those to delete are gone.
+    pub add: Vec<Element<F>>,
+    /// What is left out of the Services that were compiled.
+    pub notes: BTreeSet<Note>,
+}
+
+/// Slots that a kernel is known to hold, to be kept where possible.
+#[derive(Debug)]
+pub struct Seeds<F: Family>(BTreeMap<(SlotMap, Destination<F>), Vec<EndpointAddress<F>>>);
+
+impl<F: Family> Default for Seeds<F> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<F: Family> Seeds<F> {
+    /// Takes the slots out of a ruleset.
+    pub fn of(ruleset: &FamilyRuleset<F>) -> Self {
+        let mut seeds = BTreeMap::<_, Vec<_>>::new();
+        // In order of key, so that the slots of a destination come in order.
+        for element in &ruleset.elements {
+            if let (Key::Slot(destination, _), Data::Endpoint(endpoint), Some(map)) =
+                (element.key(), element.data(), SlotMap::of(element.set()))
+            {
+                seeds
+                    .entry((map, *destination))
+                    .or_default()
+                    .push(*endpoint);
+            }
+        }
+        Self(seeds)
+    }
+}
+
+/// What is compiled of a Service.
+#[derive(Debug)]
+struct CompiledService<F: Family> {
+    /// Its ClusterIP, if it has ports to go with it.
+    cluster_ip: Option<F::Address>,
+    /// Its claims, whether they won or not, in order.
+    claims: Vec<(Destination<F>, Claim)>,
+    ports: Vec<PortRules<F>>,
+}
+
+impl<F: Family> Default for CompiledService<F> {
+    fn default() -> Self {
+        Self {
+            cluster_ip: None,
+            claims: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+}
+
+/// The elements of one family, kept up to date change by change.
+///
+/// It holds per Service what is needed to find the difference, not the elements themselves.
+#[derive(Debug)]
+pub struct Compilation<F: Family> {
+    services: BTreeMap<ServiceName, CompiledService<F>>,
+    claims: Claims<F>,
+    cluster_ips: Counted<F::Address>,
+    hairpin: Counted<F::Address>,
+    picks: Counted<Pick>,
+    node_port_ips: BTreeSet<F::Address>,
+}
+
+impl<F: Family> Default for Compilation<F> {
+    fn default() -> Self {
+        Self {
+            services: BTreeMap::new(),
+            claims: Claims::default(),
+            cluster_ips: Counted::default(),
+            hairpin: Counted::default(),
+            picks: Counted::default(),
+            node_port_ips: BTreeSet::new(),
+        }
+    }
+}
+
+impl<F: Family> Compilation<F> {
+    /// Compiles the dirty Services again, and those that win or lose a destination by it.
+    ///
+    /// The cost depends on these Services only, not on how many there are. `seeds` matter only
+    /// for Services that are new here.
+    pub fn update(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+        seeds: &Seeds<F>,
+    ) -> Changes<F> {
+        let mut affected = dirty.clone();
+        for name in dirty {
+            self.update_claims(name, state.service(name), &mut affected);
+        }
+        let mut changes = Changes {
+            delete: Vec::new(),
+            add: Vec::new(),
+            notes: BTreeSet::new(),
+        };
+        for name in &affected {
+            self.update_service(name, state, node, seeds, &mut changes);
+        }
+
+        let cluster_ips = self.cluster_ips.drain();
+        changes
+            .delete
+            .extend(cluster_ips.gone.into_iter().map(Element::cluster_ip));
+        changes
+            .add
+            .extend(cluster_ips.come.into_iter().map(Element::cluster_ip));
+        let hairpin = self.hairpin.drain();
+        changes
+            .delete
+            .extend(hairpin.gone.into_iter().map(Element::hairpin));
+        changes
+            .add
+            .extend(hairpin.come.into_iter().map(Element::hairpin));
+        self.update_node_port_ips(node, &mut changes);
+        changes
+    }
+
+    /// The pick chains that the elements refer to, in order.
+    pub fn picks(&self) -> impl Iterator<Item = Pick> {
+        self.picks.iter()
+    }
+
+    /// All elements, with a skeleton, as a ruleset.
+    pub fn ruleset(&self, skeleton: Skeleton) -> FamilyRuleset<F> {
+        let mut delete = Vec::new();
+        let mut elements = Vec::new();
+        for rules in self.services.values().flat_map(|service| &service.ports) {
+            port::diff(None, Some(rules), &mut delete, &mut elements);
+        }
+        elements.extend(self.cluster_ips.iter().map(Element::cluster_ip));
+        elements.extend(self.hairpin.iter().map(Element::hairpin));
+        elements.extend(
+            self.node_port_ips
+                .iter()
+                .copied()
+                .map(Element::node_port_ip),
+        );
+        FamilyRuleset {
+            skeleton,
+            picks: self.picks.iter().collect(),
+            elements: elements.into_iter().collect(),
+        }
+    }
+
+    /// Brings a Service's claims up to date. Adds the Services that win or lose by it to
+    /// `affected`.
+    fn update_claims(
+        &mut self,
+        name: &ServiceName,
+        service: Option<&Service>,
+        affected: &mut BTreeSet<ServiceName>,
+    ) {
+        let claims = service.map(claims_of).unwrap_or_default();
+        let compiled = self.services.entry(name.clone()).or_default();
+        let old = std::mem::replace(&mut compiled.claims, claims.clone());
+        for (destination, claim) in &old {
+            if claims
+                .binary_search_by(|(other, _)| other.cmp(destination))
+                .map(|at| &claims[at].1)
+                != Ok(claim)
+            {
+                affected.extend(self.claims.remove(destination, claim));
+            }
+        }
+        for (destination, claim) in claims {
+            if old
+                .binary_search_by(|(other, _)| other.cmp(&destination))
+                .map(|at| &old[at].1)
+                != Ok(&claim)
+            {
+                affected.extend(self.claims.add(destination, claim));
+            }
+        }
+    }
+
+    fn update_service(
+        &mut self,
+        name: &ServiceName,
+        state: &State,
+        node: &Node,
+        seeds: &Seeds<F>,
+        changes: &mut Changes<F>,
+    ) {
+        let service = state.service(name);
+        let compiled = self.services.entry(name.clone()).or_default();
+        let mut old_ports = std::mem::take(&mut compiled.ports);
+        let old_cluster_ip = compiled.cluster_ip.take();
+
+        let mut ports = Vec::new();
+        for port in service.map(|service| &*service.ports).unwrap_or_default() {
+            let Some(service) = service else { break };
+            let comment = port::comment(service, port);
+            let mut routes = port::routes::<F>(service, port);
+            if routes.is_empty() {
+                continue;
+            }
+            routes.retain(|route| match self.claims.owner(&route.destination) {
+                Some(owner) if owner.service != *name || owner.port != comment => {
+                    changes.notes.insert(Note::Conflict {
+                        loser: comment.clone(),
+                        winner: owner.port.clone(),
+                        destination: route.destination.to_string(),
+                    });
+                    false
+                }
+                _ => true,
+            });
+            // The protocol may have changed under the same name; the slots can stay all the same.
+            let old = old_ports
+                .iter()
+                .position(|old| old.comment == comment)
+                .map(|at| old_ports.swap_remove(at));
+            let rules = self.port_rules(state, node, service, port, comment, routes, &old, seeds);
+            changes.replace(old.as_ref(), Some(&rules));
+            self.count(&rules);
+            if let Some(old) = &old {
+                self.discount(old);
+            }
+            ports.push(rules);
+        }
+        for old in &old_ports {
+            changes.replace(Some(old), None);
+            self.discount(old);
+        }
+
+        let cluster_ip = service
+            .filter(|service| !service.ports.is_empty())
+            .and_then(Service::cluster_ip::<F>);
+        cluster_ip
+            .into_iter()
+            .for_each(|address| self.cluster_ips.add(address));
+        old_cluster_ip
+            .into_iter()
+            .for_each(|address| self.cluster_ips.remove(address));
+        if cluster_ip.is_none() && ports.is_empty() {
+            self.services.remove(name);
+        } else if let Some(compiled) = self.services.get_mut(name) {
+            compiled.ports = ports;
+            compiled.cluster_ip = cluster_ip;
+        }
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one caller, which has them all at hand"
+    )]
+    fn port_rules(
+        &self,
+        state: &State,
+        node: &Node,
+        service: &Service,
+        port: &crate::model::ServicePort,
+        comment: Arc<str>,
+        routes: Vec<port::Route<F>>,
+        old: &Option<PortRules<F>>,
+        seeds: &Seeds<F>,
+    ) -> PortRules<F> {
+        let usable = usable::usable::<F>(port, state.slices(&service.name), node.zone.as_deref());
+        let has_local = routes
+            .iter()
+            .any(|route| route.policy == TrafficPolicy::Local);
+        let (cluster, local) = match old {
+            Some(old) => (&*old.cluster, &*old.local),
+            None => seeds.of_routes(&routes),
+        };
+        PortRules {
+            comment,
+            cluster: slots::assign(cluster, &usable.cluster),
+            local: if has_local {
+                slots::assign(local, &usable.local)
+            } else {
+                Box::default()
+            },
+            hairpin: usable.hairpin.into(),
+            routes: routes.into(),
+        }
+    }
+
+    fn count(&mut self, rules: &PortRules<F>) {
+        rules
+            .hairpin
+            .iter()
+            .for_each(|address| self.hairpin.add(*address));
+        picks_of(rules).for_each(|pick| self.picks.add(pick));
+    }
+
+    fn discount(&mut self, rules: &PortRules<F>) {
+        rules
+            .hairpin
+            .iter()
+            .for_each(|address| self.hairpin.remove(*address));
+        picks_of(rules).for_each(|pick| self.picks.remove(pick));
+    }
+
+    fn update_node_port_ips(&mut self, node: &Node, changes: &mut Changes<F>) {
+        let wanted: BTreeSet<_> = match node.node_port_addresses::<F>() {
+            NodePortAddresses::All => BTreeSet::new(),
+            NodePortAddresses::Only(ips) => ips
+                .iter()
+                .copied()
+                .filter(|ip| !IpAddr::is_loopback(ip))
+                .filter_map(F::address)
+                .collect(),
+        };
+        let gone = self
+            .node_port_ips
+            .difference(&wanted)
+            .copied()
+            .map(Element::node_port_ip);
+        changes.delete.extend(gone);
+        let come = wanted
+            .difference(&self.node_port_ips)
+            .copied()
+            .map(Element::node_port_ip);
+        changes.add.extend(come);
+        self.node_port_ips = wanted;
+    }
+}
+
+impl<F: Family> Changes<F> {
+    fn replace(&mut self, old: Option<&PortRules<F>>, new: Option<&PortRules<F>>) {
+        port::diff(old, new, &mut self.delete, &mut self.add);
+    }
+}
+
+impl<F: Family> Seeds<F> {
+    /// The slots of the first of these destinations that has any, cluster-wide and local.
+    fn of_routes(
+        &self,
+        routes: &[port::Route<F>],
+    ) -> (&[EndpointAddress<F>], &[EndpointAddress<F>]) {
+        let find = |maps: [SlotMap; 2]| {
+            routes
+                .iter()
+                .find_map(|route| {
+                    let map = maps[usize::from(route.destination.address.is_none())];
+                    self.0.get(&(map, route.destination))
+                })
+                .map_or(&[][..], Vec::as_slice)
+        };
+        (
+            find([SlotMap::Endpoints, SlotMap::NodePortEndpoints]),
+            find([SlotMap::LocalEndpoints, SlotMap::LocalNodePortEndpoints]),
+        )
+    }
+}
+
+/// A Service's claims, in order of destination; each destination once.
+fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
+    let mut claims: Vec<_> = service
+        .ports
+        .iter()
+        .flat_map(|port| {
+            let comment = port::comment(service, port);
+            port::routes::<F>(service, port)
+                .into_iter()
+                .map(move |route| {
+                    let claim = Claim {
+                        kind: route.kind,
+                        created: service.created,
+                        service: service.name.clone(),
+                        port: comment.clone(),
+                    };
+                    (route.destination, claim)
+                })
+        })
+        .collect();
+    claims.sort();
+    claims.dedup_by_key(|(destination, _)| *destination);
+    claims
+}
+
+fn picks_of<F: Family>(rules: &PortRules<F>) -> impl Iterator<Item = Pick> {
+    rules.slot_tables().filter_map(|table| {
+        let n = u32::try_from(table.endpoints.len())
+            .ok()
+            .and_then(|n| n.try_into().ok())?;
+        Some(Pick { map: table.map, n })
+    })
+}

@@ -1,0 +1,284 @@
+//! One Service port's part of the ruleset.
+
+use std::sync::Arc;
+
+use crate::model::{EndpointAddress, Family, Service, ServicePort, TrafficPolicy, VirtualAddress};
+use crate::ruleset::element::{Destination, Element, Role};
+use crate::ruleset::expr::Verdict;
+use crate::ruleset::name::{COMMENT_MAX_LEN, ChainName, Pick, SlotMap};
+
+/// A destination of a Service port, and what decides over connections to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Route<F: Family> {
+    /// Where connections are sent to.
+    pub(super) destination: Destination<F>,
+    /// By which field it became one.
+    pub(super) kind: RouteKind,
+    /// The traffic policy for this kind.
+    pub(super) policy: TrafficPolicy,
+}
+
+/// By which field an address or port belongs to a Service; the order is that of precedence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum RouteKind {
+    /// `spec.clusterIPs`
+    ClusterIp,
+    /// `spec.externalIPs`, `status.loadBalancer.ingress`, `nodePort`
+    External,
+}
+
+/// All that the ruleset holds for one Service port in one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PortRules<F: Family> {
+    /// `namespace/name:port`, cut to what a comment can hold.
+    pub(super) comment: Arc<str>,
+    /// The destinations, without those that another Service port has taken.
+    pub(super) routes: Box<[Route<F>]>,
+    /// Slots for policy `Cluster`; none if no endpoint can serve.
+    pub(super) cluster: Box<[EndpointAddress<F>]>,
+    /// Slots for policy `Local`; none if no route has it.
+    pub(super) local: Box<[EndpointAddress<F>]>,
+    /// Endpoints that may be on this node.
+    pub(super) hairpin: Box<[F::Address]>,
+}
+
+/// One destination's slots in one map.
+pub(super) struct SlotTable<'a, F: Family> {
+    pub(super) map: SlotMap,
+    pub(super) destination: Destination<F>,
+    pub(super) endpoints: &'a [EndpointAddress<F>],
+}
+
+/// The comment for a port's elements: `namespace/name:port`, or `namespace/name` if it is unnamed.
+pub(super) fn comment(service: &Service, port: &ServicePort) -> Arc<str> {
+    let mut text = service.name.as_str().to_owned();
+    if !port.name.is_empty() {
+        text.push(':');
+        text.push_str(&port.name);
+    }
+    // Legal names reach 191 bytes. They are ASCII, so any byte is a character boundary.
+    text.truncate(text.floor_char_boundary(COMMENT_MAX_LEN));
+    text.into()
+}
+
+/// The destinations of a port, in order of precedence, each once.
+pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Route<F>> {
+    let mut routes: Vec<Route<F>> = Vec::new();
+    let mut add = |address, kind, policy, number| {
+        let destination = Destination {
+            address,
+            protocol: port.protocol,
+            port: number,
+        };
+        if !routes.iter().any(|route| route.destination == destination) {
+            routes.push(Route {
+                destination,
+                kind,
+                policy,
+            });
+        }
+    };
+    for address in service.virtual_addresses::<F>() {
+        match address {
+            VirtualAddress::ClusterIp(address) => {
+                let policy = service.internal_traffic_policy;
+                add(Some(address), RouteKind::ClusterIp, policy, port.port);
+            }
+            VirtualAddress::ExternalIp(address) | VirtualAddress::LoadBalancerIp(address) => {
+                let policy = service.external_traffic_policy;
+                add(Some(address), RouteKind::External, policy, port.port);
+            }
+        }
+    }
+    if let Some(node_port) = port.node_port
+        && service.cluster_ip::<F>().is_some()
+    {
+        add(
+            None,
+            RouteKind::External,
+            service.external_traffic_policy,
+            node_port,
+        );
+    }
+    routes
+}
+
+impl<F: Family> PortRules<F> {
+    /// The slots, per destination.
+    pub(super) fn slot_tables(&self) -> impl Iterator<Item = SlotTable<'_, F>> {
+        self.routes.iter().flat_map(|route| {
+            let Route {
+                destination,
+                kind,
+                policy,
+            } = *route;
+            let node_port = destination.address.is_none();
+            let (cluster_map, local_map) = if node_port {
+                (SlotMap::NodePortEndpoints, SlotMap::LocalNodePortEndpoints)
+            } else {
+                (SlotMap::Endpoints, SlotMap::LocalEndpoints)
+            };
+            let cluster = SlotTable {
+                map: cluster_map,
+                destination,
+                endpoints: &*self.cluster,
+            };
+            let local = SlotTable {
+                map: local_map,
+                destination,
+                endpoints: &*self.local,
+            };
+            let tables = match (kind, policy) {
+                (_, TrafficPolicy::Cluster) => [Some(cluster), None],
+                // A ClusterIP has one set of endpoints for everybody, so it needs no second map.
+                (RouteKind::ClusterIp, TrafficPolicy::Local) => [
+                    Some(SlotTable {
+                        endpoints: &*self.local,
+                        ..cluster
+                    }),
+                    None,
+                ],
+                (RouteKind::External, TrafficPolicy::Local) => [Some(cluster), Some(local)],
+            };
+            tables
+                .into_iter()
+                .flatten()
+                .filter(|table| !table.endpoints.is_empty())
+        })
+    }
+
+    /// The elements of the verdict maps, in order.
+    pub(super) fn verdicts(&self) -> Vec<Element<F>> {
+        let mut elements = Vec::with_capacity(self.routes.len() * 2);
+        for route in &self.routes {
+            self.route_verdicts(route, &mut elements);
+        }
+        elements.sort();
+        elements
+    }
+
+    fn route_verdicts(&self, route: &Route<F>, out: &mut Vec<Element<F>>) {
+        let Route {
+            destination,
+            kind,
+            policy,
+        } = *route;
+        let node_port = destination.address.is_none();
+        let mut add = |role, verdict| {
+            let element = Element::verdict(role, destination, verdict);
+            // The first map that a packet meets says whose it is; the others follow from it.
+            out.push(match role {
+                Role::Service | Role::Unavailable => element.with_comment(self.comment.clone()),
+                Role::External | Role::Local => element,
+            });
+        };
+        if self.cluster.is_empty() {
+            return add(Role::Unavailable, Verdict::Goto(ChainName::Refuse));
+        }
+        let goto_pick = |map: SlotMap, endpoints: &[EndpointAddress<F>]| {
+            let n = u32::try_from(endpoints.len())
+                .ok()
+                .and_then(|n| n.try_into().ok())?;
+            Some(Verdict::Goto(ChainName::Pick(Pick { map, n })))
+        };
+        let (cluster_map, local_map, external, external_local) = if node_port {
+            (
+                SlotMap::NodePortEndpoints,
+                SlotMap::LocalNodePortEndpoints,
+                ChainName::ExternalNodePort,
+                ChainName::ExternalLocalNodePort,
+            )
+        } else {
+            (
+                SlotMap::Endpoints,
+                SlotMap::LocalEndpoints,
+                ChainName::External,
+                ChainName::ExternalLocal,
+            )
+        };
+        let pick_cluster = goto_pick(cluster_map, &self.cluster);
+        match (kind, policy) {
+            (RouteKind::ClusterIp, TrafficPolicy::Cluster) => {
+                pick_cluster
+                    .into_iter()
+                    .for_each(|pick| add(Role::Service, pick));
+            }
+            (RouteKind::ClusterIp, TrafficPolicy::Local) => {
+                match goto_pick(cluster_map, &self.local) {
+                    Some(pick) => add(Role::Service, pick),
+                    None => add(Role::Unavailable, Verdict::Drop),
+                }
+            }
+            (RouteKind::External, TrafficPolicy::Cluster) => {
+                add(Role::Service, Verdict::Goto(external));
+                pick_cluster
+                    .into_iter()
+                    .for_each(|pick| add(Role::External, pick));
+            }
+            (RouteKind::External, TrafficPolicy::Local) => {
+                add(Role::Service, Verdict::Goto(external_local));
+                pick_cluster
+                    .into_iter()
+                    .for_each(|pick| add(Role::External, pick));
+                match goto_pick(local_map, &self.local) {
+                    Some(pick) => add(Role::Local, pick),
+                    None => add(Role::Unavailable, Verdict::Drop),
+                }
+            }
+        }
+    }
+}
+
+/// Appends what must be deleted and added to get from `old` to `new`.
+pub(super) fn diff<F: Family>(
+    old: Option<&PortRules<F>>,
+    new: Option<&PortRules<F>>,
+    delete: &mut Vec<Element<F>>,
+    add: &mut Vec<Element<F>>,
+) {
+    let old_verdicts = old.map(PortRules::verdicts).unwrap_or_default();
+    let new_verdicts = new.map(PortRules::verdicts).unwrap_or_default();
+    let missing_in =
+        |elements: &[Element<F>], element: &Element<F>| elements.binary_search(element).is_err();
+    delete.extend(
+        old_verdicts
+            .iter()
+            .filter(|&gone| missing_in(&new_verdicts, gone))
+            .cloned(),
+    );
+    add.extend(
+        new_verdicts
+            .iter()
+            .filter(|&come| missing_in(&old_verdicts, come))
+            .cloned(),
+    );
+
+    let old_tables: Vec<_> = old.into_iter().flat_map(PortRules::slot_tables).collect();
+    let new_tables: Vec<_> = new.into_iter().flat_map(PortRules::slot_tables).collect();
+    slots_not_in(&new_tables, &old_tables, delete);
+    slots_not_in(&old_tables, &new_tables, add);
+}
+
+/// Appends the slots of `tables` that `others` have not, or hold another endpoint in.
+fn slots_not_in<F: Family>(
+    others: &[SlotTable<'_, F>],
+    tables: &[SlotTable<'_, F>],
+    out: &mut Vec<Element<F>>,
+) {
+    for SlotTable {
+        map,
+        destination,
+        endpoints,
+    } in tables
+    {
+        let other = others
+            .iter()
+            .find(|other| other.map == *map && other.destination == *destination)
+            .map_or(&[][..], |other| other.endpoints);
+        for (slot, endpoint) in (0_u32..).zip(endpoints.iter()) {
+            if other.get(slot as usize) != Some(endpoint) {
+                out.push(Element::slot(*map, *destination, slot, *endpoint));
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The fixed chains of one family, and the body of a pick chain.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Detector, Family, IpFamily, Node, NodePortAddresses, Protocol};
+use crate::ruleset::expr::{Match, Reject, Statement, Verdict};
+use crate::ruleset::name::{ChainName, Pick, SetName};
+use crate::ruleset::{Rule, Skeleton};
+
+/// Builds the fixed chains from the node's settings and the ServiceCIDRs of the family.
+pub fn skeleton<F: Family>(node: &Node, service_cidrs: &[(F::Address, u8)]) -> Skeleton {
+    let detector = node.detector::<F>();
+    let mark = node.masquerade_mark;
+    let jump = |chain| vec![Rule::new::<F>([Statement::Verdict(Verdict::Jump(chain))])];
+    let chains = [
+        (ChainName::Prerouting, jump(ChainName::Services)),
+        (ChainName::Output, jump(ChainName::Services)),
+        (ChainName::PreroutingGuard, jump(ChainName::Guard)),
+        (ChainName::OutputGuard, jump(ChainName::Guard)),
+        (ChainName::Postrouting, postrouting::<F>(mark)),
+        (ChainName::Services, services(&detector, node)),
+        (
+            ChainName::NodePorts,
+            vec![Rule::new::<F>([Statement::Vmap(SetName::NodePorts)])],
+        ),
+        (
+            ChainName::External,
+            cluster_policy::<F>(mark, SetName::External),
+        ),
+        (
+            ChainName::ExternalNodePort,
+            cluster_policy::<F>(mark, SetName::ExternalNodePorts),
+        ),
+        (
+            ChainName::ExternalLocal,
+            local_policy(
+                &detector,
+                ChainName::External,
+                SetName::External,
+                SetName::Local,
+            ),
+        ),
+        (
+            ChainName::ExternalLocalNodePort,
+            local_policy(
+                &detector,
+                ChainName::ExternalNodePort,
+                SetName::ExternalNodePorts,
+                SetName::LocalNodePorts,
+            ),
+        ),
+        (ChainName::Guard, guard::<F>(node, service_cidrs)),
+        (ChainName::Refuse, refuse::<F>()),
+    ];
+    Skeleton {
+        chains: BTreeMap::from(chains),
+    }
+}
+
+/// The body of a pick chain.
+///
+/// ```nft
+/// dnat ip addr . port to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
+/// ```
+pub fn pick<F: Family>(pick: Pick) -> Vec<Rule> {
+    let Pick { map, n } = pick;
+    vec![Rule::new::<F>([Statement::DnatToSlot {
+        map: map.set(),
+        n: n.get(),
+    }])]
+}
+
+/// ```nft
+/// ip daddr @cluster-ips ip saddr != 10.244.0.0/16 meta mark set meta mark | 0x4000
+/// ip daddr . meta l4proto . th dport vmap @services
+/// ip daddr @node-port-ips goto node-ports
+/// ```
+fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    // Masquerading of ClusterIP traffic depends on the address alone, not on the port.
+    let outsiders = if node.masquerade_all {
+        Some(Vec::new())
+    } else {
+        not_pod(detector)
+    };
+    if let Some(outsiders) = outsiders {
+        let to_cluster_ip = [Statement::In(SetName::ClusterIps)];
+        let set_mark = [Statement::SetMark(node.masquerade_mark)];
+        rules.push(Rule::new(
+            to_cluster_ip.into_iter().chain(outsiders).chain(set_mark),
+        ));
+    }
+    rules.push(Rule::new::<F>([Statement::Vmap(SetName::Services)]));
+    let goto = Statement::Verdict(Verdict::Goto(ChainName::NodePorts));
+    rules.push(Rule::new(to_node_port::<F>(node).into_iter().chain([goto])));
+    rules
+}
+
+/// ```nft
+/// meta mark set meta mark | 0x4000
+/// ip daddr . meta l4proto . th dport vmap @external
+/// ```
+fn cluster_policy<F: Family>(mark: u32, picks: SetName) -> Vec<Rule> {
+    vec![
+        Rule::new::<F>([Statement::SetMark(mark)]),
+        Rule::new::<F>([Statement::Vmap(picks)]),
+    ]
+}
+
+/// Pods of this node and its own processes reach all endpoints, whatever the policy; for others
+/// there are only those on this node.
+///
+/// ```nft
+/// ip saddr 10.244.0.0/16 ip daddr . meta l4proto . th dport vmap @external
+/// fib saddr type local goto external
+/// ip daddr . meta l4proto . th dport vmap @local
+/// ```
+fn local_policy<F: Family>(
+    detector: &Detector<F>,
+    masquerading: ChainName,
+    cluster_picks: SetName,
+    local_picks: SetName,
+) -> Vec<Rule> {
+    let mut rules: Vec<_> = pod(detector)
+        .into_iter()
+        .map(|is_pod| Rule::new(is_pod.into_iter().chain([Statement::Vmap(cluster_picks)])))
+        .collect();
+    rules.push(Rule::new::<F>([
+        Statement::SaddrIsLocal,
+        Statement::Verdict(Verdict::Goto(masquerading)),
+    ]));
+    rules.push(Rule::new::<F>([Statement::Vmap(local_picks)]));
+    rules
+}
+
+/// What becomes of connections that nobody has translated.
+///
+/// ```nft
+/// ip daddr . meta l4proto . th dport vmap @unavailable
+/// ip daddr @node-port-ips meta l4proto . th dport vmap @unavailable-node-ports
+/// fib daddr type local return
+/// ip daddr @cluster-ips goto refuse
+/// ip daddr 10.96.0.0/16 drop
+/// ```
+fn guard<F: Family>(node: &Node, service_cidrs: &[(F::Address, u8)]) -> Vec<Rule> {
+    let unavailable = Statement::Vmap(SetName::UnavailableNodePorts);
+    let mut rules = vec![
+        Rule::new::<F>([Statement::Vmap(SetName::Unavailable)]),
+        Rule::new(to_node_port::<F>(node).into_iter().chain([unavailable])),
+        // An address of this host has listeners of its own: NodeLocal DNSCache puts ClusterIPs there.
+        Rule::new::<F>([Statement::DaddrIsLocal, Statement::Verdict(Verdict::Return)]),
+        Rule::new::<F>([
+            Statement::In(SetName::ClusterIps),
+            Statement::Verdict(Verdict::Goto(ChainName::Refuse)),
+        ]),
+    ];
+    rules.extend(service_cidrs.iter().map(|prefix| {
+        let in_prefix = prefix_match(*prefix, false, Statement::Daddr);
+        Rule::new::<F>(
+            in_prefix
+                .into_iter()
+                .chain([Statement::Verdict(Verdict::Drop)]),
+        )
+    }));
+    rules
+}
+
+/// The kernel limits the rate of ICMP errors, and clients that get none wait for their timeout;
+/// it does not limit resets.
+///
+/// ```nft
+/// meta l4proto tcp reject with tcp reset
+/// reject
+/// ```
+fn refuse<F: Family>() -> Vec<Rule> {
+    vec![
+        Rule::new::<F>([
+            Statement::L4Proto(Protocol::Tcp),
+            Statement::Reject(Reject::TcpReset),
+        ]),
+        Rule::new::<F>([Statement::Reject(Reject::PortUnreachable)]),
+    ]
+}
+
+/// The masquerade rules also keep connection tracking switched on in this network namespace,
+/// without which nat chains see no packet at all.
+///
+/// ```nft
+/// meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade fully-random
+/// ct status dnat ip saddr . ip daddr @hairpin masquerade fully-random
+/// ```
+fn postrouting<F: Family>(mark: u32) -> Vec<Rule> {
+    vec![
+        Rule::new::<F>([
+            Statement::HasMark(mark),
+            Statement::ClearMark(mark),
+            Statement::Masquerade,
+        ]),
+        Rule::new::<F>([
+            Statement::IsDnat,
+            Statement::In(SetName::Hairpin),
+            Statement::Masquerade,
+        ]),
+    ]
+}
+
+/// Matches the addresses that accept NodePorts.
+fn to_node_port<F: Family>(node: &Node) -> Vec<Statement<F>> {
+    match node.node_port_addresses::<F>() {
+        NodePortAddresses::Only(_) => vec![Statement::In(SetName::NodePortIps)],
+        NodePortAddresses::All => {
+            let loopback = match F::FAMILY {
+                IpFamily::V4 => F::address([127, 0, 0, 0].into()).map(|address| (address, 8)),
+                IpFamily::V6 => {
+                    F::address(std::net::Ipv6Addr::LOCALHOST.into()).map(|address| (address, 128))
+                }
+            };
+            let not_loopback = loopback.map(|value| {
+                Statement::Daddr(Match {
+                    value,
+                    negate: true,
+                })
+            });
+            [Statement::DaddrIsLocal]
+                .into_iter()
+                .chain(not_loopback)
+                .collect()
+        }
+    }
+}
+
+/// Matches of which one holds for each packet from a pod.
+fn pod<F: Family>(detector: &Detector<F>) -> Vec<Vec<Statement<F>>> {
+    match detector {
+        Detector::None => Vec::new(),
+        Detector::Prefixes(prefixes) => prefixes
+            .iter()
+            .map(|prefix| prefix_match(*prefix, false, Statement::Saddr))
+            .collect(),
+        Detector::Interface(name) => {
+            vec![vec![Statement::Iifname(Match {
+                value: name.clone(),
+                negate: false,
+            })]]
+        }
+        Detector::InterfacePrefix(prefix) => {
+            vec![vec![Statement::IifnamePrefix(Match {
+                value: prefix.clone(),
+                negate: false,
+            })]]
+        }
+    }
+}
+
+/// Matches that all hold for each packet that is not from a pod; `None` if that cannot be told,
+/// or is no packet at all.
+fn not_pod<F: Family>(detector: &Detector<F>) -> Option<Vec<Statement<F>>> {
+    match detector {
+        Detector::None => None,
+        Detector::Prefixes(prefixes) if prefixes.iter().any(|(_, len)| *len == 0) => None,
+        Detector::Prefixes(prefixes) => Some(
+            prefixes
+                .iter()
+                .flat_map(|prefix| prefix_match(*prefix, true, Statement::Saddr))
+                .collect(),
+        ),
+        Detector::Interface(name) => Some(vec![Statement::Iifname(Match {
+            value: name.clone(),
+            negate: true,
+        })]),
+        Detector::InterfacePrefix(prefix) => Some(vec![Statement::IifnamePrefix(Match {
+            value: prefix.clone(),
+            negate: true,
+        })]),
+    }
+}
+
+/// Matches a prefix; the prefix of length 0 holds everything and needs no match.
+fn prefix_match<F: Family>(
+    prefix: (F::Address, u8),
+    negate: bool,
+    statement: impl Fn(Match<(F::Address, u8)>) -> Statement<F>,
+) -> Vec<Statement<F>> {
+    if prefix.1 == 0 {
+        Vec::new()
+    } else {
+        vec![statement(Match {
+            value: prefix,
+            negate,
+        })]
+    }
+}

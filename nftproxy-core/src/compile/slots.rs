@@ -1,0 +1,108 @@
+//! Which slot each endpoint has.
+
+use crate::model::{EndpointAddress, Family};
+
+/// Gives each wanted endpoint a slot, so that as few slots change as possible.
+///
+/// `current` is what the slots hold now, `wanted` is sorted and without duplicates. An endpoint
+/// that stays keeps its slot, a new one takes a hole or comes last, and the last one moves into a
+/// hole that is left: slots `0..wanted.len()` are always dense, and one endpoint more or less
+/// changes at most two of them.
+pub(super) fn assign<F: Family>(
+    current: &[EndpointAddress<F>],
+    wanted: &[EndpointAddress<F>],
+) -> Box<[EndpointAddress<F>]> {
+    let mut placed = vec![false; wanted.len()];
+    let mut slots: Vec<Option<EndpointAddress<F>>> = current
+        .iter()
+        .map(|endpoint| {
+            let index = wanted.binary_search(endpoint).ok()?;
+            (!std::mem::replace(&mut placed[index], true)).then_some(*endpoint)
+        })
+        .collect();
+
+    let mut new = wanted
+        .iter()
+        .zip(&placed)
+        .filter(|(_, placed)| !**placed)
+        .map(|(new, _)| *new);
+    for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
+        *slot = new.next();
+    }
+    slots.extend(new.map(Some));
+
+    // More holes than new endpoints: fill each from the end.
+    let mut hole = 0;
+    while slots.len() > wanted.len() {
+        let Some(last) = slots.pop().flatten() else {
+            continue;
+        };
+        while slots[hole].is_some() {
+            hole += 1;
+        }
+        slots[hole] = Some(last);
+    }
+    slots.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use proptest::collection::{btree_set, vec};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::V4;
+
+    fn endpoint(n: u8) -> EndpointAddress<V4> {
+        EndpointAddress {
+            address: [10, 0, 0, n].into(),
+            port: NonZeroU16::new(80).unwrap(),
+        }
+    }
+
+    fn endpoints(numbers: impl IntoIterator<Item = u8>) -> Vec<EndpointAddress<V4>> {
+        numbers.into_iter().map(endpoint).collect()
+    }
+
+    #[test]
+    fn a_new_endpoint_takes_the_hole() {
+        let slots = assign(&endpoints([3, 1, 2]), &endpoints([1, 3, 4]));
+        assert_eq!(*slots, *endpoints([3, 1, 4]));
+    }
+
+    #[test]
+    fn the_last_moves_into_a_hole_that_is_left() {
+        let slots = assign(&endpoints([1, 2, 3, 4]), &endpoints([2, 3, 4]));
+        assert_eq!(*slots, *endpoints([4, 2, 3]));
+    }
+
+    #[test]
+    fn duplicate_slots_are_mended() {
+        let slots = assign(&endpoints([1, 1, 2]), &endpoints([1, 2]));
+        assert_eq!(*slots, *endpoints([1, 2]));
+    }
+
+    proptest! {
+        #[test]
+        fn slots_hold_what_is_wanted_and_change_little(
+            current in vec(0_u8..40, 0..30),
+            wanted in btree_set(0_u8..40, 0..30),
+        ) {
+            let current = endpoints(current);
+            let wanted = endpoints(wanted);
+            let slots = assign(&current, &wanted);
+
+            let mut sorted = slots.to_vec();
+            sorted.sort();
+            prop_assert_eq!(&sorted, &wanted);
+            prop_assert_eq!(&*assign(&slots, &wanted), &*slots, "it is settled");
+            let stay = slots.iter().zip(&current).filter(|(new, old)| new == old).count();
+            let new = wanted.iter().filter(|endpoint| !current.contains(endpoint)).count();
+            // Whatever is not new stays, but for those that had to move down from the end.
+            let beyond = current.iter().skip(wanted.len()).count();
+            prop_assert!(stay + new + beyond >= wanted.len());
+        }
+    }
+}

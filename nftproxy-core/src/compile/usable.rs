@@ -1,0 +1,157 @@
+//! Which endpoints a Service port may use.
+//!
+//! The rules are those of kube-proxy's `CategorizeEndpoints`: ready endpoints, else those that
+//! still serve while they terminate; topology hints as long as every ready endpoint has them.
+
+use std::sync::Arc;
+
+use crate::model::{
+    Endpoint, EndpointAddress, EndpointSlice, Family, Hints, Locality, NodeHint, ServicePort,
+};
+
+/// The usable endpoints of a Service port, each list without duplicates and in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Usable<F: Family> {
+    /// For policy `Cluster`; empty only if no endpoint anywhere can serve.
+    pub(super) cluster: Vec<EndpointAddress<F>>,
+    /// For policy `Local`.
+    pub(super) local: Vec<EndpointAddress<F>>,
+    /// Addresses in either list that may be on this node, so that they may reach themselves.
+    pub(super) hairpin: Vec<F::Address>,
+}
+
+/// One copy of an endpoint.
+struct Candidate<'a, F: Family> {
+    at: EndpointAddress<F>,
+    endpoint: &'a Endpoint<F>,
+}
+
+impl<F: Family> Candidate<'_, F> {
+    /// Better copies of the same endpoint come first. Whether it terminates decides over all
+    /// else: a copy that does not is newer than one that does.
+    fn rank(&self) -> (bool, bool, bool) {
+        (
+            self.endpoint.terminating,
+            !self.endpoint.ready,
+            !self.endpoint.serving,
+        )
+    }
+
+    fn serves_while_terminating(&self) -> bool {
+        self.endpoint.serving && self.endpoint.terminating
+    }
+}
+
+/// Picks the usable endpoints of a port out of a Service's slices.
+///
+/// `slices` come in a fixed order; among equal copies of an endpoint the first wins.
+pub(super) fn usable<'a, F: Family>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    zone: Option<&str>,
+) -> Usable<F> {
+    let candidates = candidates::<F>(port, slices);
+    let ready: Vec<_> = candidates
+        .iter()
+        .filter(|candidate| candidate.endpoint.ready)
+        .collect();
+
+    let cluster = if ready.is_empty() {
+        let terminating = candidates
+            .iter()
+            .filter(|candidate| candidate.serves_while_terminating());
+        terminating.map(|candidate| candidate.at).collect()
+    } else {
+        hinted(&ready, zone)
+    };
+
+    let on_this_node =
+        |candidate: &&Candidate<'_, F>| candidate.endpoint.locality == Locality::Local;
+    let mut local: Vec<_> = ready
+        .iter()
+        .filter(|candidate| on_this_node(candidate))
+        .map(|candidate| candidate.at)
+        .collect();
+    if local.is_empty() {
+        local = candidates
+            .iter()
+            .filter(|candidate| candidate.serves_while_terminating())
+            .filter(on_this_node)
+            .map(|candidate| candidate.at)
+            .collect();
+    }
+
+    let mut hairpin: Vec<_> = candidates
+        .iter()
+        .filter(|candidate| candidate.endpoint.locality != Locality::Remote)
+        .filter(|candidate| {
+            cluster.binary_search(&candidate.at).is_ok()
+                || local.binary_search(&candidate.at).is_ok()
+        })
+        .map(|candidate| candidate.at.address)
+        .collect();
+    hairpin.dedup();
+    Usable {
+        cluster,
+        local,
+        hairpin,
+    }
+}
+
+/// All endpoints of the port, the best copy of each, in order of address and port.
+fn candidates<'a, F: Family>(
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+) -> Vec<Candidate<'a, F>> {
+    let mut candidates = Vec::new();
+    for slice in slices {
+        let Some(endpoints) = F::endpoints(&slice.endpoints) else {
+            continue;
+        };
+        let served = |slice_port: &&crate::model::SlicePort| {
+            slice_port.name == port.name && slice_port.protocol == port.protocol
+        };
+        for slice_port in slice.ports.iter().filter(served) {
+            candidates.extend(endpoints.iter().map(|endpoint| Candidate {
+                at: EndpointAddress {
+                    address: endpoint.address,
+                    port: slice_port.port,
+                },
+                endpoint,
+            }));
+        }
+    }
+    // The sort is stable, so that among equal copies the first one seen stays first.
+    candidates.sort_by_key(|candidate| (candidate.at, candidate.rank()));
+    candidates.dedup_by_key(|candidate| candidate.at);
+    candidates
+}
+
+/// The ready endpoints that topology hints leave: those for this node, else those for its zone,
+/// else all. A kind of hint counts only if every ready endpoint has it.
+fn hinted<F: Family>(ready: &[&Candidate<'_, F>], zone: Option<&str>) -> Vec<EndpointAddress<F>> {
+    let for_node =
+        |hints: &Hints| (hints.node != NodeHint::None).then_some(hints.node == NodeHint::ThisNode);
+    let for_zone = |hints: &Hints| {
+        let zone = zone.filter(|zone| !zone.is_empty())?;
+        (!hints.zones.is_empty()).then(|| hints.zones.iter().any(|hinted| **hinted == *zone))
+    };
+    let all = || ready.iter().map(|candidate| candidate.at).collect();
+    select(ready, for_node)
+        .or_else(|| select(ready, for_zone))
+        .unwrap_or_else(all)
+}
+
+/// The endpoints whose hint is fulfilled; `None` if one has no such hint, or none is fulfilled.
+fn select<F: Family>(
+    ready: &[&Candidate<'_, F>],
+    fulfilled: impl Fn(&Hints) -> Option<bool>,
+) -> Option<Vec<EndpointAddress<F>>> {
+    let mut selected = Vec::new();
+    for candidate in ready {
+        if fulfilled(candidate.endpoint.hints.as_ref().map(Arc::as_ref)?)? {
+            selected.push(candidate.at);
+        }
+    }
+    (!selected.is_empty()).then_some(selected)
+}

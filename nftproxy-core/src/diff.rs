@@ -1,0 +1,177 @@
+//! What must be done to a table so that it becomes the desired ruleset.
+//!
+//! A [`Delta`] is complete: whoever applies it makes no decision of its own.
+
+use std::collections::BTreeSet;
+
+use crate::compile::pick_rules;
+use crate::model::Family;
+use crate::ruleset::element::Element;
+use crate::ruleset::name::{ChainName, Pick, SetName};
+use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+
+/// One atomic change of a family's table, in the order of its fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delta<F: Family> {
+    /// What becomes of the table itself.
+    pub table: TableChange,
+    /// Chains to create, empty at first.
+    pub add_chains: Vec<ChainName>,
+    /// Chains to empty, and their new rules; those that were just created too.
+    pub set_rules: Vec<(ChainName, Vec<Rule>)>,
+    /// Elements to delete. All exist.
+    pub delete_elements: Vec<Element<F>>,
+    /// Elements to add. None exist, once those above are gone.
+    pub add_elements: Vec<Element<F>>,
+    /// Chains to delete that nothing refers to.
+    pub delete_chains: Vec<ChainName>,
+}
+
+/// What becomes of the table and its sets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableChange {
+    /// It exists with all its sets, and stays.
+    Keep,
+    /// It is created, with all its sets.
+    Create,
+    /// It exists in a form that cannot be changed into ours, so it is deleted and created.
+    Recreate,
+}
+
+impl<F: Family> Default for Delta<F> {
+    fn default() -> Self {
+        Self {
+            table: TableChange::Keep,
+            add_chains: Vec::new(),
+            set_rules: Vec::new(),
+            delete_elements: Vec::new(),
+            add_elements: Vec::new(),
+            delete_chains: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> Delta<F> {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            table,
+            add_chains,
+            set_rules,
+            delete_elements,
+            add_elements,
+            delete_chains,
+        } = self;
+        *table == TableChange::Keep
+            && add_chains.is_empty()
+            && set_rules.is_empty()
+            && delete_elements.is_empty()
+            && add_elements.is_empty()
+            && delete_chains.is_empty()
+    }
+
+    /// How much there is to do.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            chains: self.add_chains.len() + self.delete_chains.len(),
+            rules: self.set_rules.iter().map(|(_, rules)| rules.len()).sum(),
+            deleted_elements: self.delete_elements.len(),
+            added_elements: self.add_elements.len(),
+        }
+    }
+
+    /// Adds what makes pick chains exist that do not yet.
+    pub fn add_picks(&mut self, picks: impl IntoIterator<Item = Pick>) {
+        for pick in picks {
+            self.add_chains.push(ChainName::Pick(pick));
+            self.set_rules
+                .push((ChainName::Pick(pick), pick_rules::<F>(pick)));
+        }
+    }
+
+    /// Adds what turns the fixed chains of `observed` into those of `desired`.
+    pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
+        for (chain, rules) in &desired.chains {
+            match observed.chains.get(chain) {
+                Some(current) if current == rules => continue,
+                Some(_) => {}
+                None => self.add_chains.push(*chain),
+            }
+            self.set_rules.push((*chain, rules.clone()));
+        }
+    }
+}
+
+/// The size of a [`Delta`], in kernel operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Chains created or deleted.
+    pub chains: usize,
+    /// Rules written.
+    pub rules: usize,
+    /// Elements deleted.
+    pub deleted_elements: usize,
+    /// Elements added.
+    pub added_elements: usize,
+}
+
+impl Counts {
+    /// Elements deleted or added.
+    pub fn elements(&self) -> usize {
+        self.deleted_elements + self.added_elements
+    }
+}
+
+/// A table as it was found in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed<F: Family> {
+    /// What of it we understand.
+    pub ruleset: FamilyRuleset<F>,
+    /// What of it cannot stay or be mended piece by piece, in words: objects that are not ours,
+    /// sets of another type, base chains at another place, sets that are missing.
+    pub foreign: Vec<String>,
+}
+
+/// Finds what turns the table that was found (`None`: there is none) into the desired one.
+///
+/// Pick chains that nothing needs any more are left: they do no harm, and kernels before 6.2
+/// refuse to delete a chain in the batch that deletes the last element pointing to it.
+pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F>) -> Delta<F> {
+    let mut delta = Delta::default();
+    let nothing = FamilyRuleset {
+        skeleton: Skeleton::default(),
+        picks: BTreeSet::new(),
+        elements: BTreeSet::new(),
+    };
+    let current = match observed {
+        Some(observed) if observed.foreign.is_empty() => &observed.ruleset,
+        Some(_) => {
+            delta.table = TableChange::Recreate;
+            &nothing
+        }
+        None => {
+            delta.table = TableChange::Create;
+            &nothing
+        }
+    };
+    let FamilyRuleset {
+        skeleton,
+        picks,
+        elements,
+    } = desired;
+    delta.change_skeleton(&current.skeleton, skeleton);
+    delta.add_picks(picks.difference(&current.picks).copied());
+    delta.delete_elements = current.elements.difference(elements).cloned().collect();
+    delta.add_elements = elements.difference(&current.elements).cloned().collect();
+    delta
+}
+
+/// Calls `f` with each run of elements of the same set.
+pub(crate) fn for_each_set<F: Family>(
+    elements: &[Element<F>],
+    mut f: impl FnMut(SetName, &[Element<F>]),
+) {
+    for run in elements.chunk_by(|a, b| a.set() == b.set()) {
+        f(run[0].set(), run);
+    }
+}

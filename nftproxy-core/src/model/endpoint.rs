@@ -1,0 +1,125 @@
+//! EndpointSlices and their endpoints.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use super::{Family, Protocol, ServiceName, V4, V6};
+
+/// `namespace/name` of an EndpointSlice. Cheap to clone; ordered by its text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceName(Arc<str>);
+
+impl SliceName {
+    /// Joins namespace and name.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// `namespace/name`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SliceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SliceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// What rules can depend on of a discovery.k8s.io/v1 EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// `metadata.namespace` and `metadata.name`.
+    pub name: SliceName,
+    /// The Service named by the label `kubernetes.io/service-name`.
+    pub service: ServiceName,
+    /// `ports`, without those that have no name or no number.
+    pub ports: Box<[SlicePort]>,
+    /// `endpoints`, of the slice's `addressType`.
+    pub endpoints: SliceEndpoints,
+}
+
+/// The endpoints of a slice; a slice has one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SliceEndpoints {
+    /// `addressType: IPv4`
+    V4(Box<[Endpoint<V4>]>),
+    /// `addressType: IPv6`
+    V6(Box<[Endpoint<V6>]>),
+}
+
+/// One entry of a slice's `ports`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlicePort {
+    /// `name`, empty for the port of a Service with one unnamed port.
+    pub name: Box<str>,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: NonZeroU16,
+}
+
+/// One entry of a slice's `endpoints`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint<F: Family> {
+    /// `addresses[0]`.
+    pub address: F::Address,
+    /// `conditions.ready`, absent means true.
+    pub ready: bool,
+    /// `conditions.serving`, absent means true.
+    pub serving: bool,
+    /// `conditions.terminating`, absent means false.
+    pub terminating: bool,
+    /// `nodeName`, as far as rules care.
+    pub locality: Locality,
+    /// `hints`, shared between endpoints that have the same; `None` without any.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// Where an endpoint is, seen from this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Locality {
+    /// `nodeName` is this node.
+    Local,
+    /// `nodeName` is another node.
+    Remote,
+    /// There is no `nodeName`: not local for any policy, yet it may be on this node.
+    Unknown,
+}
+
+/// `hints` of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hints {
+    /// Names in `forZones`.
+    pub zones: Box<[Box<str>]>,
+    /// Names in `forNodes`, as far as rules care.
+    pub node: NodeHint,
+}
+
+/// `hints.forNodes`, seen from this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeHint {
+    /// No node is hinted.
+    None,
+    /// This node is among the hinted ones.
+    ThisNode,
+    /// Only other nodes are hinted.
+    OtherNodes,
+}
+
+/// Where a connection is sent: an endpoint's address and port number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointAddress<F: Family> {
+    /// The endpoint's address.
+    pub address: F::Address,
+    /// The slice port's number.
+    pub port: NonZeroU16,
+}

@@ -1,0 +1,22 @@
+//! What the cluster asks for, as compact plain data.
+//!
+//! This module knows nothing of nftables, and holds no Kubernetes objects: the
+//! conversion in [`crate::k8s`] keeps only what rules can depend on.
+//! Read [`State`] first: it is where events go in.
+
+mod endpoint;
+mod family;
+mod node;
+mod service;
+mod state;
+
+pub use endpoint::{
+    Endpoint, EndpointAddress, EndpointSlice, Hints, Locality, NodeHint, SliceEndpoints, SliceName,
+    SlicePort,
+};
+pub use family::{Family, IpFamily, V4, V6};
+pub use node::{DetectLocal, Detector, Node, NodePortAddresses};
+pub use service::{
+    ClusterIps, Protocol, Service, ServiceName, ServicePort, TrafficPolicy, VirtualAddress,
+};
+pub use state::State;

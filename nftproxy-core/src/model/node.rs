@@ -1,0 +1,97 @@
+//! What this node is, and how the operator wants it treated.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::Family;
+
+/// This node, as far as rules depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Value of the node label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// How traffic of this node's pods is told from other traffic.
+    pub detect_local: DetectLocal,
+    /// Which local addresses accept NodePort connections, IPv4.
+    pub node_port_addresses_v4: NodePortAddresses,
+    /// Which local addresses accept NodePort connections, IPv6.
+    pub node_port_addresses_v6: NodePortAddresses,
+    /// Masquerade every connection to a ClusterIP.
+    pub masquerade_all: bool,
+    /// The packet mark that asks for masquerading, a single bit (host byte order).
+    pub masquerade_mark: u32,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Self {
+            zone: None,
+            detect_local: DetectLocal::Cidrs(Vec::new()),
+            node_port_addresses_v4: NodePortAddresses::All,
+            node_port_addresses_v6: NodePortAddresses::All,
+            masquerade_all: false,
+            masquerade_mark: 1 << 14,
+        }
+    }
+}
+
+impl Node {
+    /// The detector of one family.
+    pub fn detector<F: Family>(&self) -> Detector<F> {
+        match &self.detect_local {
+            DetectLocal::Cidrs(cidrs) => {
+                let prefixes: Vec<_> = cidrs.iter().filter_map(F::prefix).collect();
+                if prefixes.is_empty() {
+                    Detector::None
+                } else {
+                    Detector::Prefixes(prefixes)
+                }
+            }
+            DetectLocal::BridgeInterface(name) => Detector::Interface(name.clone()),
+            DetectLocal::InterfaceNamePrefix(prefix) => Detector::InterfacePrefix(prefix.clone()),
+        }
+    }
+
+    /// The NodePort addresses of one family.
+    pub fn node_port_addresses<F: Family>(&self) -> &NodePortAddresses {
+        match F::FAMILY {
+            super::IpFamily::V4 => &self.node_port_addresses_v4,
+            super::IpFamily::V6 => &self.node_port_addresses_v6,
+        }
+    }
+}
+
+/// `detectLocalMode` with what it needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// Modes `ClusterCIDR` and `NodeCIDR`: the source address is in one of these.
+    Cidrs(Vec<IpNet>),
+    /// Mode `BridgeInterface`: the packet came in through this interface.
+    BridgeInterface(String),
+    /// Mode `InterfaceNamePrefix`: the packet came in through an interface named so.
+    InterfaceNamePrefix(String),
+}
+
+/// How one family tells its pods' traffic; see [`Node::detector`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Detector<F: Family> {
+    /// Nobody is known to be a pod.
+    None,
+    /// Source address in one of these prefixes (address, length); never empty.
+    Prefixes(Vec<(F::Address, u8)>),
+    /// Input interface of this name.
+    Interface(String),
+    /// Input interface whose name starts so.
+    InterfacePrefix(String),
+}
+
+/// Which of the node's addresses accept NodePort connections, in one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// Every local address but loopback.
+    All,
+    /// Just these, which may be none.
+    Only(BTreeSet<IpAddr>),
+}

@@ -1,0 +1,192 @@
+//! Services and their ports.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::{Family, IpFamily};
+
+/// `namespace/name` of a Service. Cheap to clone; ordered by its text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName(Arc<str>);
+
+impl ServiceName {
+    /// Joins namespace and name; neither can hold a slash in Kubernetes.
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self(format!("{namespace}/{name}").into())
+    }
+
+    /// `namespace/name`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// A transport protocol that Services can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Protocol {
+    /// TCP, protocol number 6.
+    Tcp = 6,
+    /// UDP, protocol number 17.
+    Udp = 17,
+    /// SCTP, protocol number 132.
+    Sctp = 132,
+}
+
+impl Protocol {
+    /// The IANA protocol number.
+    pub fn number(self) -> u8 {
+        self as u8
+    }
+
+    /// The protocol with this IANA number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        [Self::Tcp, Self::Udp, Self::Sctp]
+            .into_iter()
+            .find(|protocol| protocol.number() == number)
+    }
+
+    /// The protocol of a Kubernetes `protocol` field (`TCP`, `UDP`, `SCTP`).
+    pub fn from_kubernetes(name: &str) -> Option<Self> {
+        match name {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// The word nft(8) uses.
+    pub fn nft_name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// `internalTrafficPolicy` or `externalTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrafficPolicy {
+    /// All usable endpoints of the cluster.
+    #[default]
+    Cluster,
+    /// Only endpoints on this node.
+    Local,
+}
+
+/// A Service's ClusterIPs, at most one per family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClusterIps {
+    /// The IPv4 ClusterIP.
+    pub v4: Option<Ipv4Addr>,
+    /// The IPv6 ClusterIP.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// What rules can depend on of a v1 Service that is to be proxied.
+///
+/// Equality decides whether an update means any work, so nothing else belongs here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// `metadata.namespace` and `metadata.name`.
+    pub name: ServiceName,
+    /// `metadata.creationTimestamp` in seconds since 1970, 0 if absent. It decides between two
+    /// Services that claim the same address and port.
+    pub created: i64,
+    /// `spec.clusterIPs`. A family without one gets nothing at all.
+    pub cluster_ips: ClusterIps,
+    /// `spec.externalIPs`, both families.
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` whose mode is `VIP`, both families.
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// `spec.loadBalancerSourceRanges`, both families.
+    pub source_ranges: Box<[IpNet]>,
+    /// `spec.internalTrafficPolicy`.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`, `Cluster` where Kubernetes ignores the field.
+    pub external_traffic_policy: TrafficPolicy,
+    /// `spec.sessionAffinity: ClientIP` with its timeout in seconds.
+    pub session_affinity: Option<NonZeroU32>,
+    /// `spec.ports`.
+    pub ports: Box<[ServicePort]>,
+}
+
+/// An address under which a Service can be reached, by the field it comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum VirtualAddress<F: Family> {
+    /// From `spec.clusterIPs`.
+    ClusterIp(F::Address),
+    /// From `spec.externalIPs`.
+    ExternalIp(F::Address),
+    /// From `status.loadBalancer.ingress`.
+    LoadBalancerIp(F::Address),
+}
+
+impl Service {
+    /// The ClusterIP of a family.
+    pub fn cluster_ip<F: Family>(&self) -> Option<F::Address> {
+        let ip = match F::FAMILY {
+            IpFamily::V4 => self.cluster_ips.v4.map(IpAddr::V4),
+            IpFamily::V6 => self.cluster_ips.v6.map(IpAddr::V6),
+        };
+        ip.and_then(F::address)
+    }
+
+    /// All addresses of a family: the ClusterIP, then external IPs, then load-balancer IPs.
+    ///
+    /// Empty without a ClusterIP in the family. The same address may come twice.
+    pub fn virtual_addresses<F: Family>(&self) -> Vec<VirtualAddress<F>> {
+        let Some(cluster_ip) = self.cluster_ip::<F>() else {
+            return Vec::new();
+        };
+        let of_family = |ips: &[IpAddr]| {
+            ips.iter()
+                .copied()
+                .filter_map(F::address)
+                .collect::<Vec<_>>()
+        };
+        let mut addresses = vec![VirtualAddress::ClusterIp(cluster_ip)];
+        addresses.extend(
+            of_family(&self.external_ips)
+                .into_iter()
+                .map(VirtualAddress::ExternalIp),
+        );
+        addresses.extend(
+            of_family(&self.load_balancer_ips)
+                .into_iter()
+                .map(VirtualAddress::LoadBalancerIp),
+        );
+        addresses
+    }
+}
+
+/// One entry of `spec.ports`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// `name`, empty if unnamed.
+    pub name: Box<str>,
+    /// `protocol`.
+    pub protocol: Protocol,
+    /// `port`.
+    pub port: NonZeroU16,
+    /// `nodePort`.
+    pub node_port: Option<NonZeroU16>,
+}

@@ -1,0 +1,345 @@
+//! Elements of sets and maps.
+//!
+//! The constructors are the only way to make one, so its key and data always fit its set.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use super::expr::Verdict;
+use super::name::{SetName, SlotMap};
+use super::schema::{DataType, Field, schema};
+use crate::model::{EndpointAddress, Family, Protocol};
+
+/// Where connections are sent to: an address, a protocol and a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Destination<F: Family> {
+    /// The address; `None` stands for any that accepts NodePorts.
+    pub address: Option<F::Address>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port, or the nodePort.
+    pub port: NonZeroU16,
+}
+
+impl<F: Family> std::fmt::Display for Destination<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            address,
+            protocol,
+            port,
+        } = self;
+        match address.map(Into::into) {
+            None => write!(f, "{} nodePort {port}", protocol.nft_name()),
+            Some(IpAddr::V4(address)) => write!(f, "{} {address}:{port}", protocol.nft_name()),
+            Some(IpAddr::V6(address)) => write!(f, "{} [{address}]:{port}", protocol.nft_name()),
+        }
+    }
+}
+
+/// An element of a set or map; ordered by set, then key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Element<F: Family> {
+    set: SetName,
+    key: Key<F>,
+    data: Data<F>,
+    comment: Option<Arc<str>>,
+}
+
+/// The key of an element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key<F: Family> {
+    /// An address.
+    Address(F::Address),
+    /// An endpoint that reaches itself: this as source and as destination.
+    Hairpin(F::Address),
+    /// A virtual address or NodePort.
+    Destination(Destination<F>),
+    /// The slot of an endpoint, counted from 0.
+    Slot(Destination<F>, u32),
+}
+
+/// The data of an element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Data<F: Family> {
+    /// It is in a set.
+    None,
+    /// It is in a verdict map.
+    Verdict(Verdict),
+    /// It is in a map of slots.
+    Endpoint(EndpointAddress<F>),
+}
+
+impl<F: Family> Element<F> {
+    /// An element of `cluster-ips`.
+    pub fn cluster_ip(address: F::Address) -> Self {
+        Self::new(SetName::ClusterIps, Key::Address(address), Data::None)
+    }
+
+    /// An element of `node-port-ips`.
+    pub fn node_port_ip(address: F::Address) -> Self {
+        Self::new(SetName::NodePortIps, Key::Address(address), Data::None)
+    }
+
+    /// An element of `hairpin`.
+    pub fn hairpin(address: F::Address) -> Self {
+        Self::new(SetName::Hairpin, Key::Hairpin(address), Data::None)
+    }
+
+    /// An element of the verdict map that `role` plays for the kind of destination.
+    pub fn verdict(role: Role, destination: Destination<F>, verdict: Verdict) -> Self {
+        let set = role.set(destination.address.is_none());
+        Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
+    }
+
+    /// An element of a map of slots.
+    ///
+    /// # Panics
+    ///
+    /// If the map is for NodePorts and the destination is not, or the other way round.
+    pub fn slot(
+        map: SlotMap,
+        destination: Destination<F>,
+        slot: u32,
+        endpoint: EndpointAddress<F>,
+    ) -> Self {
+        let set = map.set();
+        assert_eq!(
+            schema(set).key.contains(&Field::Daddr),
+            destination.address.is_some(),
+            "{set} does not hold {destination}"
+        );
+        Self::new(set, Key::Slot(destination, slot), Data::Endpoint(endpoint))
+    }
+
+    /// The same element with a comment.
+    pub fn with_comment(mut self, comment: Arc<str>) -> Self {
+        self.comment = Some(comment);
+        self
+    }
+
+    fn new(set: SetName, key: Key<F>, data: Data<F>) -> Self {
+        Self {
+            set,
+            key,
+            data,
+            comment: None,
+        }
+    }
+
+    /// The set or map it is in.
+    pub fn set(&self) -> SetName {
+        self.set
+    }
+
+    /// Its key.
+    pub fn key(&self) -> &Key<F> {
+        &self.key
+    }
+
+    /// Its data.
+    pub fn data(&self) -> &Data<F> {
+        &self.data
+    }
+
+    /// Its comment: the Service port it belongs to.
+    pub fn comment(&self) -> Option<&Arc<str>> {
+        self.comment.as_ref()
+    }
+
+    /// Set and key: what tells it from other elements.
+    pub fn identity(&self) -> (SetName, Key<F>) {
+        (self.set, self.key)
+    }
+
+    /// As nft(8) writes it.
+    pub fn nft(&self) -> String {
+        let mut text = match &self.key {
+            Key::Address(address) => address.to_string(),
+            Key::Hairpin(address) => format!("{address} . {address}"),
+            Key::Destination(destination) => nft_destination(destination),
+            Key::Slot(destination, slot) => format!("{} . {slot}", nft_destination(destination)),
+        };
+        if let Some(comment) = &self.comment {
+            text.push_str(&format!(" comment \"{comment}\""));
+        }
+        match &self.data {
+            Data::None => {}
+            Data::Verdict(verdict) => text.push_str(&format!(" : {}", verdict.nft())),
+            Data::Endpoint(EndpointAddress { address, port }) => {
+                text.push_str(&format!(" : {address} . {port}"));
+            }
+        }
+        text
+    }
+
+    /// Appends the key as the kernel has it: the fields of the set's schema, each padded.
+    pub fn write_key(&self, out: &mut Vec<u8>) {
+        match &self.key {
+            Key::Address(address) => F::write_address(*address, out),
+            Key::Hairpin(address) => {
+                F::write_address(*address, out);
+                F::write_address(*address, out);
+            }
+            Key::Destination(destination) => write_destination(destination, out),
+            Key::Slot(destination, slot) => {
+                write_destination(destination, out);
+                out.extend_from_slice(&slot.to_ne_bytes());
+            }
+        }
+    }
+
+    /// Reads an element as the kernel has it. `None` if it is none that we would write.
+    pub fn read(
+        set: SetName,
+        key: &[u8],
+        data: RawData<'_>,
+        comment: Option<&str>,
+    ) -> Option<Self> {
+        let schema = schema(set);
+        if key.len() != schema.key_len::<F>() {
+            return None;
+        }
+        let mut fields = FieldReader { rest: key };
+        let key = match schema.key {
+            [Field::Daddr] => Key::Address(fields.address::<F>()?),
+            [Field::Saddr, Field::Daddr] => {
+                let address = fields.address::<F>()?;
+                (fields.address::<F>()? == address).then_some(Key::Hairpin(address))?
+            }
+            [.., Field::Slot] => Key::Slot(fields.destination(schema.key)?, fields.u32()?),
+            _ => Key::Destination(fields.destination(schema.key)?),
+        };
+        let data = match (schema.data, data) {
+            (DataType::None, RawData::None) => Data::None,
+            (DataType::Verdict, RawData::Verdict(verdict)) => Data::Verdict(verdict),
+            (DataType::Endpoint, RawData::Value(value)) if value.len() == F::ADDRESS_LEN + 4 => {
+                let mut fields = FieldReader { rest: value };
+                Data::Endpoint(EndpointAddress {
+                    address: fields.address::<F>()?,
+                    port: fields.port()?,
+                })
+            }
+            _ => return None,
+        };
+        Some(Self {
+            set,
+            key,
+            data,
+            comment: comment.map(Into::into),
+        })
+    }
+}
+
+/// Data of an element as the kernel has it.
+#[derive(Debug, Clone, Copy)]
+pub enum RawData<'a> {
+    /// No data.
+    None,
+    /// A verdict.
+    Verdict(Verdict),
+    /// A value, padded.
+    Value(&'a [u8]),
+}
+
+/// Which of the verdict maps: each exists once for addresses and once for NodePorts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `services`, `node-ports`
+    Service,
+    /// `external`, `external-node-ports`
+    External,
+    /// `local`, `local-node-ports`
+    Local,
+    /// `unavailable`, `unavailable-node-ports`
+    Unavailable,
+}
+
+impl Role {
+    /// The map's name.
+    pub fn set(self, node_port: bool) -> SetName {
+        match (self, node_port) {
+            (Self::Service, false) => SetName::Services,
+            (Self::Service, true) => SetName::NodePorts,
+            (Self::External, false) => SetName::External,
+            (Self::External, true) => SetName::ExternalNodePorts,
+            (Self::Local, false) => SetName::Local,
+            (Self::Local, true) => SetName::LocalNodePorts,
+            (Self::Unavailable, false) => SetName::Unavailable,
+            (Self::Unavailable, true) => SetName::UnavailableNodePorts,
+        }
+    }
+}
+
+fn nft_destination<F: Family>(destination: &Destination<F>) -> String {
+    let Destination {
+        address,
+        protocol,
+        port,
+    } = destination;
+    let rest = format!("{} . {port}", protocol.nft_name());
+    match address {
+        Some(address) => format!("{address} . {rest}"),
+        None => rest,
+    }
+}
+
+fn write_destination<F: Family>(destination: &Destination<F>, out: &mut Vec<u8>) {
+    let Destination {
+        address,
+        protocol,
+        port,
+    } = destination;
+    if let Some(address) = address {
+        F::write_address(*address, out);
+    }
+    out.extend_from_slice(&[protocol.number(), 0, 0, 0]);
+    write_port(*port, out);
+}
+
+/// Appends a port in network byte order, padded to a register.
+pub(crate) fn write_port(port: NonZeroU16, out: &mut Vec<u8>) {
+    out.extend_from_slice(&port.get().to_be_bytes());
+    out.extend_from_slice(&[0, 0]);
+}
+
+/// Reads padded fields one after the other.
+struct FieldReader<'a> {
+    rest: &'a [u8],
+}
+
+impl FieldReader<'_> {
+    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (value, rest) = self.rest.split_first_chunk::<N>()?;
+        self.rest = rest;
+        Some(*value)
+    }
+
+    fn address<F: Family>(&mut self) -> Option<F::Address> {
+        let (value, rest) = self.rest.split_at_checked(F::ADDRESS_LEN)?;
+        self.rest = rest;
+        F::read_address(value)
+    }
+
+    fn port(&mut self) -> Option<NonZeroU16> {
+        let [high, low, _, _] = self.take()?;
+        NonZeroU16::new(u16::from_be_bytes([high, low]))
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.take().map(u32::from_ne_bytes)
+    }
+
+    fn destination<F: Family>(&mut self, key: &[Field]) -> Option<Destination<F>> {
+        let address = match key.first() {
+            Some(Field::Daddr) => Some(self.address::<F>()?),
+            _ => None,
+        };
+        let [protocol, _, _, _] = self.take()?;
+        Some(Destination {
+            address,
+            protocol: Protocol::from_number(protocol)?,
+            port: self.port()?,
+        })
+    }
+}

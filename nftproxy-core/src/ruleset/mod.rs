@@ -1,0 +1,72 @@
+//! A ruleset as data: the fixed skeleton, the pick chains in use, and the elements.
+//!
+//! It can express nothing that is named after a Service: Services and endpoints are elements.
+//! The module knows neither Kubernetes nor netlink. Read [`FamilyRuleset`] first.
+
+pub mod element;
+pub mod expr;
+pub mod name;
+pub mod schema;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::model::Family;
+use element::Element;
+use expr::{Expr, Statement};
+use name::{ChainName, Pick};
+
+/// One family's table.
+///
+/// `node-port-ips` and the likes are elements too, so what is left in `chains` changes only with
+/// the node's settings, the ServiceCIDRs and the program's version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FamilyRuleset<F: Family> {
+    /// The chains with fixed names, and their rules.
+    pub skeleton: Skeleton,
+    /// The pick chains.
+    pub picks: BTreeSet<Pick>,
+    /// The elements, each set-and-key once.
+    pub elements: BTreeSet<Element<F>>,
+}
+
+/// The chains with fixed names. The sets and maps are always those of [`name::SetName::ALL`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Skeleton {
+    /// Rules by chain, in order.
+    pub chains: BTreeMap<ChainName, Vec<Rule>>,
+}
+
+/// A rule.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// As nft(8) writes it; empty if it was read from the kernel.
+    pub text: String,
+    /// What the kernel runs.
+    pub exprs: Vec<Expr>,
+}
+
+impl Rule {
+    /// Makes a rule of its statements.
+    pub fn new<F: Family>(statements: impl IntoIterator<Item = Statement<F>>) -> Self {
+        let mut texts = Vec::new();
+        let mut exprs = Vec::new();
+        for statement in statements {
+            texts.push(statement.nft());
+            statement.lower(&mut exprs);
+        }
+        Self {
+            text: texts.join(" "),
+            exprs,
+        }
+    }
+}
+
+/// Rules are equal if the kernel does the same; the text only explains.
+impl PartialEq for Rule {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { text: _, exprs } = self;
+        *exprs == other.exprs
+    }
+}
+
+impl Eq for Rule {}

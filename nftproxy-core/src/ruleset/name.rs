@@ -1,0 +1,298 @@
+//! The name of every object in our tables. No other file holds these strings.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+/// The table's name, the same in both families: `table ip nftproxy`, `table ip6 nftproxy`.
+pub const TABLE: &str = "nftproxy";
+
+/// The table's comment.
+pub const TABLE_COMMENT: &str = "Kubernetes Services, managed by nftproxy";
+
+/// Bytes that nft(8) accepts in the comment of an element (`NFTNL_UDATA_COMMENT_MAXLEN`).
+pub const COMMENT_MAX_LEN: usize = 128;
+
+/// Bytes the kernel accepts in a chain's or set's name, with its NUL (`NFT_NAME_MAXLEN`).
+pub const NAME_MAX_LEN: usize = 256;
+
+/// A set or map. The order is the one in which they are created and listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetName {
+    /// ClusterIPs of the Services we proxy, with or without endpoints.
+    ClusterIps,
+    /// Addresses that accept NodePort connections; unused when all local addresses do.
+    NodePortIps,
+    /// Endpoints that need masquerading when they reach themselves.
+    Hairpin,
+    /// Virtual address, protocol, port → how connections to it behave.
+    Services,
+    /// External address, protocol, port → the pick among the cluster's endpoints.
+    External,
+    /// External address, protocol, port → the pick among this node's endpoints.
+    Local,
+    /// Virtual address, protocol, port, slot → endpoint.
+    Endpoints,
+    /// The same for this node's endpoints, under `externalTrafficPolicy: Local`.
+    LocalEndpoints,
+    /// Virtual address, protocol, port → refusal or drop for want of endpoints.
+    Unavailable,
+    /// As `services`, for NodePorts.
+    NodePorts,
+    /// As `external`, for NodePorts.
+    ExternalNodePorts,
+    /// As `local`, for NodePorts.
+    LocalNodePorts,
+    /// As `endpoints`, for NodePorts.
+    NodePortEndpoints,
+    /// As `local-endpoints`, for NodePorts.
+    LocalNodePortEndpoints,
+    /// As `unavailable`, for NodePorts.
+    UnavailableNodePorts,
+}
+
+impl SetName {
+    /// Every set and map, in order.
+    pub const ALL: [Self; 15] = [
+        Self::ClusterIps,
+        Self::NodePortIps,
+        Self::Hairpin,
+        Self::Services,
+        Self::External,
+        Self::Local,
+        Self::Endpoints,
+        Self::LocalEndpoints,
+        Self::Unavailable,
+        Self::NodePorts,
+        Self::ExternalNodePorts,
+        Self::LocalNodePorts,
+        Self::NodePortEndpoints,
+        Self::LocalNodePortEndpoints,
+        Self::UnavailableNodePorts,
+    ];
+
+    /// The name in the kernel.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ClusterIps => "cluster-ips",
+            Self::NodePortIps => "node-port-ips",
+            Self::Hairpin => "hairpin",
+            Self::Services => "services",
+            Self::External => "external",
+            Self::Local => "local",
+            Self::Endpoints => "endpoints",
+            Self::LocalEndpoints => "local-endpoints",
+            Self::Unavailable => "unavailable",
+            Self::NodePorts => "node-ports",
+            Self::ExternalNodePorts => "external-node-ports",
+            Self::LocalNodePorts => "local-node-ports",
+            Self::NodePortEndpoints => "node-port-endpoints",
+            Self::LocalNodePortEndpoints => "local-node-port-endpoints",
+            Self::UnavailableNodePorts => "unavailable-node-ports",
+        }
+    }
+
+    /// The set of this name in the kernel.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|set| set.as_str() == name)
+    }
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A chain: one of a fixed handful, or a pick chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChainName {
+    /// Refuses a connection, so that the client is told at once.
+    Refuse,
+    /// Masquerades, then picks among the cluster's endpoints.
+    External,
+    /// `externalTrafficPolicy: Local`.
+    ExternalLocal,
+    /// As `external`, for NodePorts.
+    ExternalNodePort,
+    /// As `external-local`, for NodePorts.
+    ExternalLocalNodePort,
+    /// Looks up a NodePort.
+    NodePorts,
+    /// Looks up a virtual address, then a NodePort.
+    Services,
+    /// What becomes of connections that nobody has translated.
+    Guard,
+    /// Base chain: connections that come in.
+    Prerouting,
+    /// Base chain: connections of the node's own processes.
+    Output,
+    /// Base chain: what `prerouting` left untranslated.
+    PreroutingGuard,
+    /// Base chain: what `output` left untranslated.
+    OutputGuard,
+    /// Base chain: source addresses.
+    Postrouting,
+    /// Picks an endpoint at random.
+    Pick(Pick),
+}
+
+impl ChainName {
+    /// The chains whose names are fixed, in order of creation.
+    pub const FIXED: [Self; 13] = [
+        Self::Refuse,
+        Self::External,
+        Self::ExternalLocal,
+        Self::ExternalNodePort,
+        Self::ExternalLocalNodePort,
+        Self::NodePorts,
+        Self::Services,
+        Self::Guard,
+        Self::Prerouting,
+        Self::Output,
+        Self::PreroutingGuard,
+        Self::OutputGuard,
+        Self::Postrouting,
+    ];
+
+    /// The chain of this name in the kernel.
+    pub fn parse(name: &str) -> Option<Self> {
+        Pick::parse(name).map(Self::Pick).or_else(|| {
+            Self::FIXED
+                .into_iter()
+                .find(|chain| chain.fixed_name() == Some(name))
+        })
+    }
+
+    fn fixed_name(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Refuse => "refuse",
+            Self::External => "external",
+            Self::ExternalLocal => "external-local",
+            Self::ExternalNodePort => "external-node-port",
+            Self::ExternalLocalNodePort => "external-local-node-port",
+            Self::NodePorts => "node-ports",
+            Self::Services => "services",
+            Self::Guard => "guard",
+            Self::Prerouting => "prerouting",
+            Self::Output => "output",
+            Self::PreroutingGuard => "prerouting-guard",
+            Self::OutputGuard => "output-guard",
+            Self::Postrouting => "postrouting",
+            Self::Pick(_) => return None,
+        })
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pick(pick) => pick.fmt(f),
+            fixed => f.write_str(fixed.fixed_name().unwrap_or_default()),
+        }
+    }
+}
+
+/// One of the four maps from slot to endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SlotMap {
+    /// `endpoints`
+    Endpoints,
+    /// `local-endpoints`
+    LocalEndpoints,
+    /// `node-port-endpoints`
+    NodePortEndpoints,
+    /// `local-node-port-endpoints`
+    LocalNodePortEndpoints,
+}
+
+impl SlotMap {
+    /// All four.
+    pub const ALL: [Self; 4] = [
+        Self::Endpoints,
+        Self::LocalEndpoints,
+        Self::NodePortEndpoints,
+        Self::LocalNodePortEndpoints,
+    ];
+
+    /// The map's name.
+    pub fn set(self) -> SetName {
+        match self {
+            Self::Endpoints => SetName::Endpoints,
+            Self::LocalEndpoints => SetName::LocalEndpoints,
+            Self::NodePortEndpoints => SetName::NodePortEndpoints,
+            Self::LocalNodePortEndpoints => SetName::LocalNodePortEndpoints,
+        }
+    }
+
+    fn pick_prefix(self) -> &'static str {
+        match self {
+            Self::Endpoints => "pick-",
+            Self::LocalEndpoints => "pick-local-",
+            Self::NodePortEndpoints => "pick-node-port-",
+            Self::LocalNodePortEndpoints => "pick-local-node-port-",
+        }
+    }
+}
+
+/// The chain that picks one of `n` slots of a map: `pick-3`, `pick-local-3` and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pick {
+    /// Where the endpoints are.
+    pub map: SlotMap,
+    /// How many slots there are.
+    pub n: NonZeroU32,
+}
+
+impl Pick {
+    fn parse(name: &str) -> Option<Self> {
+        SlotMap::ALL.into_iter().find_map(|map| {
+            let digits = name.strip_prefix(map.pick_prefix())?;
+            // Only the spelling that we write: no sign, no leading zero.
+            let n: NonZeroU32 = digits.parse().ok()?;
+            (n.to_string() == digits).then_some(Self { map, n })
+        })
+    }
+}
+
+impl fmt::Display for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.map.pick_prefix(), self.n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_back() {
+        for set in SetName::ALL {
+            assert_eq!(SetName::parse(set.as_str()), Some(set));
+        }
+        let picks = SlotMap::ALL.map(|map| {
+            ChainName::Pick(Pick {
+                map,
+                n: NonZeroU32::new(12).unwrap(),
+            })
+        });
+        for chain in ChainName::FIXED.into_iter().chain(picks) {
+            assert_eq!(ChainName::parse(&chain.to_string()), Some(chain));
+            assert!(chain.to_string().len() < NAME_MAX_LEN);
+        }
+    }
+
+    #[test]
+    fn other_spellings_are_not_ours() {
+        for name in [
+            "pick-0",
+            "pick-03",
+            "pick-+3",
+            "pick-",
+            "pick-local-",
+            "pick-4294967296",
+            "",
+        ] {
+            assert_eq!(ChainName::parse(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Keeps a kernel's table in step with the state.
+//!
+//! An ordinary sync compiles the dirty Services and sends the difference; it neither lists the
+//! kernel nor walks all Services. A full one lists the table and compares it with everything: the
+//! first, and the one after a failure.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use crate::apply::{ApplyError, Committed, Kernel};
+use crate::compile::{Changes, Compilation, Note, Seeds, skeleton};
+use crate::diff::{Counts, Delta, TableChange, diff};
+use crate::model::{Family, Node, ServiceName, State};
+use crate::ruleset::Skeleton;
+use crate::ruleset::name::{ChainName, Pick};
+
+/// Keeps one family's table in step.
+#[derive(Debug)]
+pub struct Syncer<F: Family, K> {
+    kernel: K,
+    compilation: Compilation<F>,
+    /// What the compilation is of; `None` before the first.
+    compiled_for: Option<Node>,
+    /// What the kernel is known to hold beside elements; `None` if it is not known.
+    installed: Option<Installed<F>>,
+}
+
+#[derive(Debug)]
+struct Installed<F: Family> {
+    node: Node,
+    service_cidrs: Vec<(F::Address, u8)>,
+    skeleton: Skeleton,
+    /// Pick chains, needed or not.
+    picks: BTreeSet<Pick>,
+}
+
+/// What a sync did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Whether the table was listed and compared as a whole.
+    pub full: bool,
+    /// What was sent.
+    pub counts: Counts,
+    /// The size of the batch.
+    pub committed: Committed,
+    /// What was left out of the Services that were compiled.
+    pub notes: BTreeSet<Note>,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Where the time of a sync went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Listing the table, in a full sync.
+    pub list: Duration,
+    /// From state to delta.
+    pub compile: Duration,
+    /// Encoding the delta, sending it, and waiting for the kernel.
+    pub commit: Duration,
+}
+
+impl<F: Family, K: Kernel<F>> Syncer<F, K> {
+    /// A syncer that knows nothing of the kernel yet.
+    pub fn new(kernel: K) -> Self {
+        Self {
+            kernel,
+            compilation: Compilation::default(),
+            compiled_for: None,
+            installed: None,
+        }
+    }
+
+    /// The kernel.
+    pub fn kernel(&self) -> &K {
+        &self.kernel
+    }
+
+    /// The kernel, to be changed behind the syncer's back in tests.
+    pub fn kernel_mut(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Makes the next sync a full one, for when somebody else may have changed the table.
+    pub fn distrust(&mut self) {
+        self.installed = None;
+    }
+
+    /// Brings the table in step. `dirty` are the Services that changed since the last call,
+    /// whether that succeeded or not.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be listed or refuses. The table is unchanged then, and nothing is
+    /// forgotten: the next call makes up for it with a full sync.
+    pub fn sync(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+    ) -> Result<Report, ApplyError> {
+        if self.installed.is_none() {
+            return self.full(state, node, dirty, Timings::default());
+        }
+        let start = Instant::now();
+        let changes = self.compile(state, node, dirty, &Seeds::default());
+        let (delta, notes) = self.element_delta(state, node, changes);
+        let mut timings = Timings {
+            compile: start.elapsed(),
+            ..Timings::default()
+        };
+        match self.commit(&delta, &mut timings) {
+            Ok(committed) => Ok(Report {
+                full: false,
+                counts: delta.counts(),
+                committed,
+                notes,
+                timings,
+            }),
+            Err(error) if error.is_retryable() => {
+                // The table may not be what it is thought to be.
+                self.installed = None;
+                let nothing = BTreeSet::new();
+                let report = self.full(state, node, &nothing, timings)?;
+                Ok(Report { notes, ..report })
+            }
+            Err(error) => {
+                self.installed = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// Deletes pick chains that no element refers to any more, and returns how many.
+    ///
+    /// It is a batch of its own, some time after the one that made them unused: kernels before
+    /// 6.2 count a chain as referenced for a moment after its last element went.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses; the chains are left for another time.
+    pub fn delete_unused_picks(&mut self) -> Result<usize, ApplyError> {
+        let Some(installed) = &mut self.installed else {
+            return Ok(0);
+        };
+        let used: BTreeSet<_> = self.compilation.picks().collect();
+        let unused: BTreeSet<_> = installed.picks.difference(&used).copied().collect();
+        let delete_chains = unused.iter().copied().map(ChainName::Pick).collect();
+        self.kernel.commit(&Delta {
+            delete_chains,
+            ..Delta::default()
+        })?;
+        installed.picks = used;
+        Ok(unused.len())
+    }
+
+    fn full(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+        mut timings: Timings,
+    ) -> Result<Report, ApplyError> {
+        let start = Instant::now();
+        let observed = self.kernel.list()?;
+        timings.list = start.elapsed();
+
+        let start = Instant::now();
+        let is_first = self.compiled_for.is_none();
+        let seeds = match &observed {
+            Some(observed) if is_first => Seeds::of(&observed.ruleset),
+            _ => Seeds::default(),
+        };
+        let notes = self.compile(state, node, dirty, &seeds).notes;
+        let service_cidrs = state.service_cidrs::<F>();
+        let desired = self
+            .compilation
+            .ruleset(skeleton::<F>(node, &service_cidrs));
+        let delta = diff(observed.as_ref(), &desired);
+        timings.compile += start.elapsed();
+
+        let committed = self.commit(&delta, &mut timings)?;
+        let mut picks = desired.picks;
+        if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
+            picks.extend(observed.ruleset.picks);
+        }
+        let skeleton = desired.skeleton;
+        self.installed = Some(Installed {
+            node: node.clone(),
+            service_cidrs,
+            skeleton,
+            picks,
+        });
+        Ok(Report {
+            full: true,
+            counts: delta.counts(),
+            committed,
+            notes,
+            timings,
+        })
+    }
+
+    fn commit(&mut self, delta: &Delta<F>, timings: &mut Timings) -> Result<Committed, ApplyError> {
+        let start = Instant::now();
+        let committed = self.kernel.commit(delta);
+        timings.commit += start.elapsed();
+        committed
+    }
+
+    /// Compiles the dirty Services, or all if something changed that all depend on.
+    fn compile(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+        seeds: &Seeds<F>,
+    ) -> Changes<F> {
+        let all_depend_on = |node: &Node| node.zone.clone();
+        let changes = if self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node))
+        {
+            self.compilation.update(state, node, dirty, seeds)
+        } else {
+            let all = state
+                .services()
+                .map(|service| &service.name)
+                .chain(dirty)
+                .cloned()
+                .collect();
+            self.compilation.update(state, node, &all, seeds)
+        };
+        if self.compiled_for.as_ref() != Some(node) {
+            self.compiled_for = Some(node.clone());
+        }
+        changes
+    }
+
+    /// The delta of an ordinary sync. What it assumes to be installed is taken as installed, as a
+    /// failure to commit it makes that unknown anyway.
+    fn element_delta(
+        &mut self,
+        state: &State,
+        node: &Node,
+        changes: Changes<F>,
+    ) -> (Delta<F>, BTreeSet<Note>) {
+        let Changes { delete, add, notes } = changes;
+        let mut delta = Delta {
+            delete_elements: delete,
+            add_elements: add,
+            ..Delta::default()
+        };
+        let Some(installed) = &mut self.installed else {
+            return (delta, notes);
+        };
+
+        let needed = self
+            .compilation
+            .picks()
+            .filter(|pick| !installed.picks.contains(pick));
+        let missing: Vec<_> = needed.collect();
+        delta.add_picks(missing.iter().copied());
+        installed.picks.extend(missing);
+
+        let service_cidrs = state.service_cidrs::<F>();
+        if installed.node != *node || installed.service_cidrs != service_cidrs {
+            let desired = skeleton::<F>(node, &service_cidrs);
+            delta.change_skeleton(&installed.skeleton, &desired);
+            installed.node = node.clone();
+            installed.service_cidrs = service_cidrs;
+            installed.skeleton = desired;
+        }
+        // Elements of one set share a message.
+        delta.delete_elements.sort();
+        delta.add_elements.sort();
+        (delta, notes)
+    }
+}

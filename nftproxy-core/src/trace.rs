@@ -1,0 +1,532 @@
+//! What happens to the first packet of a connection, and why.
+//!
+//! [`trace`] runs the kernel expressions of a ruleset, desired or observed, on one packet. Where
+//! the kernel draws a random number, it follows every draw, so the answer is a set of outcomes.
+//! It never guesses: an expression that it does not know is an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use crate::compile::pick_rules;
+use crate::model::{EndpointAddress, Family};
+use crate::ruleset::element::{Data, Element};
+use crate::ruleset::expr::{
+    CT_STATUS_DNAT, Expr, INTERFACE_NAME_LEN, LookupData, MetaKey, PayloadBase, ROUTE_TYPE_LOCAL,
+    Reject, Verdict,
+};
+use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::schema::{BaseChain, Hook, base_chain, schema};
+use crate::ruleset::{FamilyRuleset, Rule};
+
+/// The first packet of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet<F: Family> {
+    /// Where it comes from.
+    pub source: F::Address,
+    /// Where it is sent to.
+    pub destination: F::Address,
+    /// Transport protocol number; not only those that Services have.
+    pub protocol: u8,
+    /// Destination port; 0 for protocols without.
+    pub destination_port: u16,
+    /// The interface it came in by; `None` if a process of this host sent it.
+    pub input_interface: Option<String>,
+    /// Its mark, host byte order.
+    pub mark: u32,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome<F: Family> {
+    /// It goes on as it is, or masqueraded.
+    Pass {
+        /// Whether its source address becomes this host's.
+        masquerade: bool,
+    },
+    /// It goes to an endpoint.
+    Endpoint {
+        /// Which.
+        endpoint: EndpointAddress<F>,
+        /// Whether its source address becomes this host's.
+        masquerade: bool,
+    },
+    /// It is discarded.
+    Drop,
+    /// The sender is told that nobody is there.
+    Refuse {
+        /// By a TCP reset, rather than an ICMP error.
+        reset: bool,
+    },
+}
+
+/// The possible outcomes, each with one way to get there.
+pub type Outcomes<F> = BTreeMap<Outcome<F>, Vec<Step>>;
+
+/// A rule that did something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The chain it stands in.
+    pub chain: ChainName,
+    /// Its number in the chain, from 0.
+    pub rule: usize,
+    /// Its text, if known, with what it came to.
+    pub text: String,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} rule {}: {}", self.chain, self.rule + 1, self.text)
+    }
+}
+
+/// Why a packet could not be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    /// A rule has an expression that is not ours.
+    #[error("chain {chain} has the expression {expression:?}, which cannot be traced")]
+    Foreign {
+        /// The chain.
+        chain: ChainName,
+        /// The expression's name.
+        expression: String,
+    },
+    /// A verdict leads to a chain that is not there.
+    #[error("a verdict leads to chain {0}, which does not exist")]
+    NoChain(ChainName),
+    /// Chains lead to one another without end, or deeper than the kernel allows.
+    #[error("the jump stack is exceeded at chain {0}")]
+    TooDeep(ChainName),
+}
+
+/// `NFT_JUMP_STACK_SIZE`
+const MAX_DEPTH: usize = 16;
+
+/// Follows a packet. `is_local` tells which addresses are this host's.
+///
+/// # Errors
+///
+/// If the ruleset holds what [`TraceError`] names and the packet meets it.
+pub fn trace<F: Family>(
+    ruleset: &FamilyRuleset<F>,
+    packet: &Packet<F>,
+    is_local: &dyn Fn(F::Address) -> bool,
+) -> Result<Outcomes<F>, TraceError> {
+    let mut tracer = Tracer::new(ruleset, is_local);
+    let mut outcomes = Outcomes::new();
+    // Each draw below the modulus in use is a way to go; the first run tells the modulus.
+    let mut draw = 0;
+    loop {
+        tracer.draw = draw;
+        tracer.modulus = 1;
+        let (outcome, steps) = tracer.run(packet)?;
+        outcomes.entry(outcome).or_insert(steps);
+        draw += 1;
+        if draw >= tracer.modulus {
+            return Ok(outcomes);
+        }
+    }
+}
+
+struct Tracer<'a, F: Family> {
+    chains: BTreeMap<ChainName, Vec<Rule>>,
+    elements: BTreeMap<SetName, BTreeMap<Vec<u8>, &'a Element<F>>>,
+    is_local: &'a dyn Fn(F::Address) -> bool,
+    draw: u32,
+    modulus: u32,
+}
+
+/// What rules can change of a packet on its way.
+struct Flight<F: Family> {
+    packet: Packet<F>,
+    dnat: Option<EndpointAddress<F>>,
+    masquerade: bool,
+    registers: [u8; 64],
+    steps: Vec<Step>,
+}
+
+/// How a chain ended.
+enum End {
+    /// At the end of its rules, or by `return`.
+    Continue,
+    /// With something that ends the hook: an address was translated.
+    Translated,
+    Drop,
+    Reject(Reject),
+}
+
+/// What comes after an expression.
+enum After {
+    Next,
+    /// The rule does not match.
+    Break,
+    Verdict(Verdict),
+    End(End),
+}
+
+impl<'a, F: Family> Tracer<'a, F> {
+    fn new(ruleset: &'a FamilyRuleset<F>, is_local: &'a dyn Fn(F::Address) -> bool) -> Self {
+        let mut chains = ruleset.skeleton.chains.clone();
+        chains.extend(
+            ruleset
+                .picks
+                .iter()
+                .map(|pick| (ChainName::Pick(*pick), pick_rules::<F>(*pick))),
+        );
+        let mut elements = BTreeMap::<_, BTreeMap<_, _>>::new();
+        for element in &ruleset.elements {
+            let mut key = Vec::new();
+            element.write_key(&mut key);
+            elements
+                .entry(element.set())
+                .or_default()
+                .insert(key, element);
+        }
+        Self {
+            chains,
+            elements,
+            is_local,
+            draw: 0,
+            modulus: 1,
+        }
+    }
+
+    /// Takes a packet through the hooks it meets.
+    fn run(&mut self, packet: &Packet<F>) -> Result<(Outcome<F>, Vec<Step>), TraceError> {
+        let mut flight = Flight {
+            packet: packet.clone(),
+            dnat: None,
+            masquerade: false,
+            registers: [0; 64],
+            steps: Vec::new(),
+        };
+        let first = if packet.input_interface.is_some() {
+            Hook::Prerouting
+        } else {
+            Hook::Output
+        };
+        match self.hook(first, &mut flight)? {
+            End::Drop => return Ok((Outcome::Drop, flight.steps)),
+            End::Reject(reject) => {
+                let outcome = Outcome::Refuse {
+                    reset: reject == Reject::TcpReset,
+                };
+                return Ok((outcome, flight.steps));
+            }
+            End::Continue | End::Translated => {}
+        }
+        // What comes in for this host itself is not routed on.
+        let is_delivered = first == Hook::Prerouting && (self.is_local)(flight.packet.destination);
+        if !is_delivered {
+            self.hook(Hook::Postrouting, &mut flight)?;
+        }
+        let masquerade = flight.masquerade;
+        let outcome = match flight.dnat {
+            Some(endpoint) => Outcome::Endpoint {
+                endpoint,
+                masquerade,
+            },
+            None => Outcome::Pass { masquerade },
+        };
+        Ok((outcome, flight.steps))
+    }
+
+    /// Runs the base chains of a hook in order of priority, until one translates the packet: nat
+    /// chains after that do not see it.
+    fn hook(&mut self, hook: Hook, flight: &mut Flight<F>) -> Result<End, TraceError> {
+        let mut at_hook: Vec<_> = self
+            .chains
+            .keys()
+            .filter_map(|chain| Some((base_chain(*chain)?, *chain)))
+            .filter(|(BaseChain { hook: at, .. }, _)| *at == hook)
+            .map(|(BaseChain { priority, .. }, chain)| (priority, chain))
+            .collect();
+        at_hook.sort();
+        for (_, chain) in at_hook {
+            match self.chain(chain, flight, 0)? {
+                End::Continue => {}
+                end => return Ok(end),
+            }
+        }
+        Ok(End::Continue)
+    }
+
+    fn chain(
+        &mut self,
+        chain: ChainName,
+        flight: &mut Flight<F>,
+        depth: usize,
+    ) -> Result<End, TraceError> {
+        if depth > MAX_DEPTH {
+            return Err(TraceError::TooDeep(chain));
+        }
+        let rules = self
+            .chains
+            .get(&chain)
+            .ok_or(TraceError::NoChain(chain))?
+            .clone();
+        for (number, rule) in rules.iter().enumerate() {
+            let verdict = match self.rule(chain, number, rule, flight)? {
+                After::Next | After::Break => continue,
+                After::End(end) => return Ok(end),
+                After::Verdict(verdict) => verdict,
+            };
+            match verdict {
+                Verdict::Drop => return Ok(End::Drop),
+                Verdict::Return => return Ok(End::Continue),
+                Verdict::Goto(next) => return self.chain(next, flight, depth + 1),
+                Verdict::Jump(next) => match self.chain(next, flight, depth + 1)? {
+                    End::Continue => {}
+                    end => return Ok(end),
+                },
+            }
+        }
+        Ok(End::Continue)
+    }
+
+    fn rule(
+        &mut self,
+        chain: ChainName,
+        number: usize,
+        rule: &Rule,
+        flight: &mut Flight<F>,
+    ) -> Result<After, TraceError> {
+        for expr in &rule.exprs {
+            let after = self.expr(chain, expr, flight)?;
+            let detail = match &after {
+                After::Next => continue,
+                After::Break => return Ok(After::Break),
+                After::Verdict(verdict) => format!(" → {}", verdict.nft()),
+                After::End(End::Translated) => flight
+                    .dnat
+                    .filter(|_| !flight.masquerade)
+                    .map(|EndpointAddress { address, port }| format!(" → {address} port {port}"))
+                    .unwrap_or_default(),
+                After::End(_) => String::new(),
+            };
+            flight.steps.push(Step {
+                chain,
+                rule: number,
+                text: format!("{}{detail}", rule.text),
+            });
+            return Ok(after);
+        }
+        flight.steps.push(Step {
+            chain,
+            rule: number,
+            text: rule.text.clone(),
+        });
+        Ok(After::Next)
+    }
+
+    fn expr(
+        &mut self,
+        chain: ChainName,
+        expr: &Expr,
+        flight: &mut Flight<F>,
+    ) -> Result<After, TraceError> {
+        match expr {
+            Expr::Payload {
+                base,
+                offset,
+                len,
+                register,
+            } => match flight.payload(*base, *offset as usize, *len as usize) {
+                Some(value) => flight.load(*register, &value),
+                None => return Ok(After::Break),
+            },
+            Expr::Meta { key, register } => {
+                let value = match key {
+                    MetaKey::L4Proto => vec![flight.packet.protocol],
+                    MetaKey::Mark => flight.packet.mark.to_ne_bytes().to_vec(),
+                    MetaKey::Iifname => {
+                        let name = flight.packet.input_interface.clone().unwrap_or_default();
+                        let mut name = name.into_bytes();
+                        name.resize(INTERFACE_NAME_LEN, 0);
+                        name
+                    }
+                };
+                flight.load(*register, &value);
+            }
+            Expr::SetMark { register } => {
+                let value = flight.value(*register, 4);
+                flight.packet.mark = u32::from_ne_bytes([value[0], value[1], value[2], value[3]]);
+            }
+            Expr::CtStatus { register } => {
+                let status = if flight.dnat.is_some() {
+                    CT_STATUS_DNAT
+                } else {
+                    0
+                };
+                flight.load(*register, &status.to_ne_bytes());
+            }
+            Expr::FibType {
+                destination,
+                register,
+            } => {
+                let address = if *destination {
+                    flight.packet.destination
+                } else {
+                    flight.packet.source
+                };
+                // Other types of route are not told apart: no rule of ours asks for them.
+                let kind = if (self.is_local)(address) {
+                    ROUTE_TYPE_LOCAL
+                } else {
+                    0
+                };
+                flight.load(*register, &kind.to_ne_bytes());
+            }
+            Expr::Numgen { modulus, register } => {
+                self.modulus = self.modulus.max(*modulus);
+                flight.load(*register, &(self.draw % modulus).to_ne_bytes());
+            }
+            Expr::Cmp {
+                negate,
+                register,
+                value,
+            } => {
+                if (flight.value(*register, value.len()) == &value[..]) == *negate {
+                    return Ok(After::Break);
+                }
+            }
+            Expr::Bitwise {
+                register,
+                mask,
+                xor,
+            } => {
+                let value = flight.value(*register, mask.len()).to_vec();
+                let result: Vec<_> = value
+                    .iter()
+                    .zip(mask)
+                    .zip(xor)
+                    .map(|((value, mask), xor)| value & mask ^ xor)
+                    .collect();
+                flight.load(*register, &result);
+            }
+            Expr::Lookup {
+                set,
+                register,
+                data,
+            } => {
+                let key = flight.value(*register, schema(*set).key_len::<F>());
+                let found = self
+                    .elements
+                    .get(set)
+                    .and_then(|elements| elements.get(key));
+                let Some(element) = found else {
+                    return Ok(After::Break);
+                };
+                match (data, element.data()) {
+                    (LookupData::None, _) => {}
+                    (LookupData::Verdict, Data::Verdict(verdict)) => {
+                        return Ok(After::Verdict(*verdict));
+                    }
+                    (LookupData::Load(to), Data::Endpoint(EndpointAddress { address, port })) => {
+                        let mut value = Vec::new();
+                        F::write_address(*address, &mut value);
+                        value.extend_from_slice(&port.get().to_be_bytes());
+                        value.extend_from_slice(&[0, 0]);
+                        flight.load(*to, &value);
+                    }
+                    (LookupData::Verdict | LookupData::Load(_), _) => return Ok(After::Break),
+                }
+            }
+            Expr::Verdict(verdict) => return Ok(After::Verdict(*verdict)),
+            Expr::Dnat { address, port } => {
+                let address = F::read_address(flight.value(*address, F::ADDRESS_LEN));
+                let port = flight.value(*port, 2);
+                let port = u16::from_be_bytes([port[0], port[1]]).try_into().ok();
+                let (Some(address), Some(port)) = (address, port) else {
+                    return Ok(After::Break);
+                };
+                flight.dnat = Some(EndpointAddress { address, port });
+                flight.packet.destination = address;
+                flight.packet.destination_port = port.get();
+                return Ok(After::End(End::Translated));
+            }
+            Expr::Masquerade => {
+                flight.masquerade = true;
+                return Ok(After::End(End::Translated));
+            }
+            Expr::Reject(Reject::TcpReset) if flight.packet.protocol != 6 => {
+                return Ok(After::Break);
+            }
+            Expr::Reject(reject) => return Ok(After::End(End::Reject(*reject))),
+            Expr::Foreign(expression) => {
+                return Err(TraceError::Foreign {
+                    chain,
+                    expression: expression.clone(),
+                });
+            }
+        }
+        Ok(After::Next)
+    }
+}
+
+impl<F: Family> Flight<F> {
+    /// Loads a value; the rest of its last register becomes 0.
+    fn load(&mut self, register: u8, value: &[u8]) {
+        let start = usize::from(register) * 4;
+        let end = start + value.len().next_multiple_of(4);
+        if let Some(registers) = self.registers.get_mut(start..end) {
+            registers.fill(0);
+            registers[..value.len()].copy_from_slice(value);
+        }
+    }
+
+    fn value(&self, register: u8, len: usize) -> &[u8] {
+        let start = usize::from(register) * 4;
+        self.registers.get(start..start + len).unwrap_or_default()
+    }
+
+    fn payload(&self, base: PayloadBase, offset: usize, len: usize) -> Option<Vec<u8>> {
+        let mut header = vec![0; 40];
+        match base {
+            PayloadBase::Network => {
+                for (at, address) in [
+                    (F::SADDR_OFFSET, self.packet.source),
+                    (F::DADDR_OFFSET, self.packet.destination),
+                ] {
+                    let mut bytes = Vec::new();
+                    F::write_address(address, &mut bytes);
+                    let at = at as usize;
+                    header[at..at + bytes.len()].copy_from_slice(&bytes);
+                }
+            }
+            PayloadBase::Transport => {
+                header[2..4].copy_from_slice(&self.packet.destination_port.to_be_bytes());
+            }
+        }
+        header.get(offset..offset + len).map(<[u8]>::to_vec)
+    }
+}
+
+impl<F: Family> fmt::Display for Outcome<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let masqueraded = |masquerade| if masquerade { ", masqueraded" } else { "" };
+        match *self {
+            Self::Pass { masquerade } => write!(f, "pass{}", masqueraded(masquerade)),
+            Self::Endpoint {
+                endpoint: EndpointAddress { address, port },
+                masquerade,
+            } => {
+                let address: IpAddr = address.into();
+                write!(
+                    f,
+                    "{}{}",
+                    std::net::SocketAddr::new(address, port.get()),
+                    masqueraded(masquerade)
+                )
+            }
+            Self::Drop => f.write_str("drop"),
+            Self::Refuse { reset: true } => f.write_str("refuse with a reset"),
+            Self::Refuse { reset: false } => f.write_str("refuse as port unreachable"),
+        }
+    }
+}
+
+/// The outcomes alone.
+pub fn possible<F: Family>(outcomes: &Outcomes<F>) -> BTreeSet<Outcome<F>> {
+    outcomes.keys().copied().collect()
+}
