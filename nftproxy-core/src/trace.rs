@@ -481,7 +481,7 @@ impl<F: Family> Flight<F> {
     }
 
     fn payload(&self, base: PayloadBase, offset: usize, len: usize) -> Option<Vec<u8>> {
-        let mut header = vec![0; 40];
+        let mut header = [0; 40];
         match base {
             PayloadBase::Network => {
                 for (at, address) in [

@@ -56,8 +56,11 @@ pub(super) fn comment(service: &Service, port: &ServicePort) -> Arc<str> {
         text.push(':');
         text.push_str(&port.name);
     }
-    // Legal names reach 191 bytes. They are ASCII, so any byte is a character boundary.
-    text.truncate(text.floor_char_boundary(COMMENT_MAX_LEN));
+    // Legal names reach 191 bytes, and are ASCII; anything else is cut at a character's start.
+    let end = (0..=COMMENT_MAX_LEN.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
     text.into()
 }
 
@@ -121,19 +124,19 @@ impl<F: Family> PortRules<F> {
             let cluster = SlotTable {
                 map: cluster_map,
                 destination,
-                endpoints: &*self.cluster,
+                endpoints: &self.cluster,
             };
             let local = SlotTable {
                 map: local_map,
                 destination,
-                endpoints: &*self.local,
+                endpoints: &self.local,
             };
             let tables = match (kind, policy) {
                 (_, TrafficPolicy::Cluster) => [Some(cluster), None],
                 // A ClusterIP has one set of endpoints for everybody, so it needs no second map.
                 (RouteKind::ClusterIp, TrafficPolicy::Local) => [
                     Some(SlotTable {
-                        endpoints: &*self.local,
+                        endpoints: &self.local,
                         ..cluster
                     }),
                     None,

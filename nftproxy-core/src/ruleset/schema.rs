@@ -20,7 +20,7 @@ pub enum Field {
 
 impl Field {
     /// Bytes before padding.
-    pub fn len<F: Family>(self) -> usize {
+    pub fn byte_len<F: Family>(self) -> usize {
         match self {
             Self::Saddr | Self::Daddr => F::ADDRESS_LEN,
             Self::L4Proto => 1,
@@ -31,7 +31,7 @@ impl Field {
 
     /// 32-bit registers it takes.
     pub fn words<F: Family>(self) -> u8 {
-        self.len::<F>().div_ceil(4) as u8
+        self.byte_len::<F>().div_ceil(4) as u8
     }
 
     /// The expression as nft(8) writes it. A slot's depends on the rule, so here is the one for
