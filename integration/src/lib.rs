@@ -1,1 +1,3 @@
-//! Integration.
+//! Namespaces, packets and a mock API server, to test nftproxy as a whole.
+
+pub mod apiserver;

@@ -197,29 +197,47 @@ impl Writer {
     }
 }
 
-/// Lends out the file descriptor of a socket.
-pub(super) fn descriptor(socket: &mnl::Socket) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor stays open as long as the socket that is borrowed.
-    unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) }
-}
+/// A bound netfilter netlink socket that may move between threads.
+pub(super) struct Socket(mnl::Socket);
 
-/// Switches a `NETLINK_…` socket option on.
-pub(super) fn enable(socket: &mnl::Socket, option: c_int) -> io::Result<()> {
-    let on: c_int = 1;
-    let value = std::ptr::from_ref(&on).cast_mut().cast::<c_void>();
-    // SAFETY: the socket is open, and the kernel reads an int from `value`.
-    let result = unsafe {
-        mnl_sys::mnl_socket_setsockopt(
-            socket.as_raw_socket(),
-            option,
-            value,
-            size_of::<c_int>() as sys::libc::socklen_t,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+// SAFETY: `struct mnl_socket` is a file descriptor and an address in memory of its own; libmnl
+// keeps nothing per thread.
+unsafe impl Send for Socket {}
+
+impl Socket {
+    pub(super) fn open() -> io::Result<Self> {
+        mnl::Socket::new(mnl::Bus::Netfilter).map(Self)
+    }
+
+    /// Sends bytes as one datagram.
+    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        self.0.send(bytes).map(drop)
+    }
+
+    /// Lends out the file descriptor.
+    pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor stays open as long as the socket that is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+
+    /// Switches a `NETLINK_…` option on.
+    pub(super) fn enable(&self, option: c_int) -> io::Result<()> {
+        let on: c_int = 1;
+        let value = std::ptr::from_ref(&on).cast_mut().cast::<c_void>();
+        // SAFETY: the socket is open, and the kernel reads an int from `value`.
+        let result = unsafe {
+            mnl_sys::mnl_socket_setsockopt(
+                self.0.as_raw_socket(),
+                option,
+                value,
+                size_of::<c_int>() as sys::libc::socklen_t,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -37,7 +37,7 @@ const DUMP_INTERRUPTED: i32 = Errno::EINTR as i32;
 
 /// A connection to the kernel's nf_tables, in the network namespace of the thread that opened it.
 pub struct Netlink {
-    socket: mnl::Socket,
+    socket: ffi::Socket,
     buffer: Vec<u8>,
     sequence: u32,
 }
@@ -45,7 +45,7 @@ pub struct Netlink {
 impl std::fmt::Debug for Netlink {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Netlink")
-            .field("fd", &self.socket.as_raw_fd())
+            .field("fd", &self.socket.descriptor().as_raw_fd())
             .finish_non_exhaustive()
     }
 }
@@ -72,13 +72,13 @@ impl Netlink {
     ///
     /// [`ApplyError::Open`] if there is none to be had; a retry does not help.
     pub fn open() -> Result<Self, ApplyError> {
-        let socket = mnl::Socket::new(mnl::Bus::Netfilter).map_err(ApplyError::Open)?;
+        let socket = ffi::Socket::open().map_err(ApplyError::Open)?;
         // Errors with the name of what is wrong, and without a copy of the batch. Kernels that
         // lack an option do without.
-        let _ = ffi::enable(&socket, NETLINK_EXT_ACK);
-        let _ = ffi::enable(&socket, NETLINK_CAP_ACK);
+        let _ = socket.enable(NETLINK_EXT_ACK);
+        let _ = socket.enable(NETLINK_CAP_ACK);
         let timeout = TimeVal::seconds(ANSWER_TIMEOUT_SECONDS);
-        setsockopt(&ffi::descriptor(&socket), sockopt::ReceiveTimeout, &timeout)
+        setsockopt(&socket.descriptor(), sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| ApplyError::Open(errno.into()))?;
         Ok(Self {
             socket,
@@ -197,19 +197,19 @@ impl Netlink {
             source,
         };
         match self.socket.send(bytes) {
-            Ok(_) => Ok(()),
+            Ok(()) => Ok(()),
             // Larger than the send buffer, which the kernel accounts for as a whole.
             Err(source) if source.raw_os_error() == Some(Errno::EMSGSIZE as i32) => {
                 self.raise_send_buffer(bytes.len() * 2 + 4096)
                     .map_err(error)?;
-                self.socket.send(bytes).map(drop).map_err(error)
+                self.socket.send(bytes).map_err(error)
             }
             Err(source) => Err(error(source)),
         }
     }
 
     fn raise_send_buffer(&self, size: usize) -> io::Result<()> {
-        let descriptor = ffi::descriptor(&self.socket);
+        let descriptor = self.socket.descriptor();
         // Beyond net.core.wmem_max only the privileged way works, and that needs CAP_NET_ADMIN in
         // the initial user namespace.
         setsockopt(&descriptor, sockopt::SndBufForce, &size)
@@ -220,7 +220,11 @@ impl Netlink {
     /// Receives one datagram; `None` if there is none, when asked not to wait.
     fn receive(&mut self, flags: MsgFlags) -> Result<Option<&[u8]>, ApplyError> {
         loop {
-            match recv(self.socket.as_raw_fd(), &mut self.buffer, flags) {
+            match recv(
+                self.socket.descriptor().as_raw_fd(),
+                &mut self.buffer,
+                flags,
+            ) {
                 Ok(length) => return Ok(Some(&self.buffer[..length])),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) if flags.contains(MsgFlags::MSG_DONTWAIT) => return Ok(None),

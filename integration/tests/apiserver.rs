@@ -1,0 +1,667 @@
+//! The mock API server against raw HTTP and against the client the proxy uses.
+//!
+//! The yardstick is what a real server answered: the recorded lists and watch streams.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy takes helpers outside of `#[test]` functions for ordinary code"
+)]
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use integration::apiserver::{ApiServer, Resource};
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher::{self, Event};
+use serde_json::{Value, json};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+const SERVICES: &str = include_str!("../fixtures/cluster-small/services.json");
+const SLICES: &str = include_str!("../fixtures/cluster-small/endpointslices.json");
+const NODES: &str = include_str!("../fixtures/cluster-small/nodes.json");
+const SERVICE_CIDRS: &str = include_str!("../fixtures/cluster-small/servicecidrs.json");
+const WATCH_SERVICES: &str = include_str!("../fixtures/cluster-small/watch-services.jsonl");
+const WATCH_SLICES: &str = include_str!("../fixtures/cluster-small/watch-endpointslices.jsonl");
+const WATCH_LIST_UNSUPPORTED: &str =
+    include_str!("../fixtures/cluster-small/watch-list-unsupported.jsonl");
+const AFTER: &str = include_str!("../fixtures/cluster-small/after.yaml");
+
+const PATH_OF_SERVICES: &str = "/api/v1/services";
+const PATH_OF_SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+
+fn cluster_small() -> ApiServer {
+    let server = ApiServer::start().unwrap();
+    server.load_list(Resource::Services, SERVICES).unwrap();
+    server.load_list(Resource::EndpointSlices, SLICES).unwrap();
+    server.load_list(Resource::Nodes, NODES).unwrap();
+    server
+        .load_list(Resource::ServiceCidrs, SERVICE_CIDRS)
+        .unwrap();
+    server
+}
+
+fn service(name: &str, cluster_ip: &str, labels: Value) -> Value {
+    json!({
+        "kind": "Service",
+        "apiVersion": "v1",
+        "metadata": {"namespace": "shop", "name": name, "labels": labels},
+        "spec": {"clusterIP": cluster_ip},
+    })
+}
+
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+/// A response whose body is read chunk by chunk.
+struct Response {
+    status: u16,
+    length: Option<usize>,
+    stream: BufReader<TcpStream>,
+}
+
+#[derive(Debug, PartialEq)]
+enum Next {
+    Event(Value),
+    /// The response ended as HTTP wants it.
+    End,
+    /// The connection was lost in the middle of the response.
+    Cut,
+}
+
+impl Response {
+    fn send(addr: SocketAddr, method: &str, path: &str) -> Self {
+        let mut stream = TcpStream::connect(addr).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: mock\r\n\r\n").unwrap();
+        let mut response = Self {
+            status: 0,
+            length: None,
+            stream: BufReader::new(stream),
+        };
+        let status_line = response.line().unwrap();
+        response.status = status_line.split(' ').nth(1).unwrap().parse().unwrap();
+        loop {
+            let header = response.line().unwrap().to_lowercase();
+            if header.is_empty() {
+                return response;
+            }
+            if let Some(length) = header.strip_prefix("content-length: ") {
+                response.length = Some(length.parse().unwrap());
+            }
+        }
+    }
+
+    fn body(mut self) -> Value {
+        let mut body = vec![0; self.length.expect("a response with a length")];
+        self.stream.read_exact(&mut body).unwrap();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    /// The next chunk of a watch; the mock server sends one event a chunk.
+    fn next(&mut self) -> Next {
+        let Ok(size) = self.line() else {
+            return Next::Cut;
+        };
+        let size = usize::from_str_radix(&size, 16).unwrap();
+        let mut chunk = vec![0; size + 2];
+        self.stream.read_exact(&mut chunk).unwrap();
+        match size {
+            0 => Next::End,
+            _ => Next::Event(serde_json::from_slice(&chunk).unwrap()),
+        }
+    }
+
+    fn event(&mut self) -> Value {
+        match self.next() {
+            Next::Event(event) => event,
+            other => panic!("{other:?} instead of an event"),
+        }
+    }
+
+    /// Type, name and resourceVersion of the next event.
+    fn event_summary(&mut self) -> (String, String, String) {
+        let event = self.event();
+        let metadata = &event["object"]["metadata"];
+        let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+        (
+            text(&event["type"]),
+            text(&metadata["name"]),
+            text(&metadata["resourceVersion"]),
+        )
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        match line.strip_suffix("\r\n") {
+            Some(line) => Ok(line.to_owned()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+fn get(server: &ApiServer, path: &str) -> (u16, Value) {
+    let response = Response::send(server.addr(), "GET", path);
+    (response.status, response.body())
+}
+
+fn watch(server: &ApiServer, path: &str, query: &str) -> Response {
+    let response = Response::send(server.addr(), "GET", &format!("{path}?watch=true&{query}"));
+    assert_eq!(response.status, 200);
+    response
+}
+
+#[track_caller]
+fn assert_status(answer: &(u16, Value), code: u16, reason: &str) {
+    let (status, body) = answer;
+    assert_eq!(*status, code, "{body}");
+    assert_eq!(body["kind"], "Status");
+    assert_eq!(body["code"], code);
+    assert_eq!(body["reason"], reason, "{body}");
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    let items = list["items"].as_array().unwrap();
+    items
+        .iter()
+        .map(|item| item["metadata"]["name"].as_str().unwrap())
+        .collect()
+}
+
+fn summary(kind: &str, name: &str, version: &str) -> (String, String, String) {
+    (kind.to_owned(), name.to_owned(), version.to_owned())
+}
+
+#[test]
+fn lists_are_as_recorded() {
+    let server = cluster_small();
+    for (path, recorded) in [
+        (PATH_OF_SERVICES, SERVICES),
+        (PATH_OF_SLICES, SLICES),
+        ("/api/v1/nodes", NODES),
+        ("/apis/networking.k8s.io/v1/servicecidrs", SERVICE_CIDRS),
+    ] {
+        assert_eq!(get(&server, path), (200, parse(recorded)));
+        let any = format!("{path}?resourceVersion=0&limit=1");
+        assert_eq!(get(&server, &any), (200, parse(recorded)));
+    }
+}
+
+#[test]
+fn watches_are_as_recorded() {
+    let server = cluster_small();
+    let early = |path| {
+        watch(
+            &server,
+            path,
+            "resourceVersion=329&allowWatchBookmarks=true",
+        )
+    };
+    let mut services = early(PATH_OF_SERVICES);
+    let mut slices = early(PATH_OF_SLICES);
+    assert!(server.wait_for_watches(2, TIMEOUT));
+    server.replay(Resource::Services, WATCH_SERVICES).unwrap();
+    server
+        .replay(Resource::EndpointSlices, WATCH_SLICES)
+        .unwrap();
+    for line in WATCH_SERVICES.lines() {
+        assert_eq!(services.event(), parse(line));
+    }
+    for line in WATCH_SLICES.lines() {
+        assert_eq!(slices.event(), parse(line));
+    }
+
+    // Resumed in the middle, the rest comes from history.
+    let mut late = watch(&server, PATH_OF_SERVICES, "resourceVersion=345");
+    assert_eq!(late.event_summary(), summary("DELETED", "redis", "349"));
+    assert_eq!(late.event_summary(), summary("ADDED", "redis", "352"));
+}
+
+#[test]
+fn pages_show_one_snapshot_until_it_expires() {
+    let server = cluster_small();
+    let recorded = parse(SERVICES);
+    let mut path = format!("{PATH_OF_SERVICES}?limit=7");
+    let mut items = Vec::new();
+    let mut remaining = Vec::new();
+    loop {
+        let (status, page) = get(&server, &path);
+        assert_eq!(status, 200);
+        assert_eq!(page["metadata"]["resourceVersion"], "329");
+        items.extend(page["items"].as_array().unwrap().clone());
+        remaining.push(page["metadata"]["remainingItemCount"].as_u64());
+        let Some(token) = page["metadata"]["continue"].as_str() else {
+            break;
+        };
+        path = format!("{PATH_OF_SERVICES}?limit=7&continue={token}");
+        // The later pages must not show what happens meanwhile.
+        let late = format!("late-{}", remaining.len());
+        server
+            .upsert(service(&late, "10.96.0.99", json!({})))
+            .unwrap();
+        if remaining.len() == 1 {
+            server
+                .delete(Resource::Services, "shop", "payments")
+                .unwrap();
+        }
+    }
+    assert_eq!(remaining, [Some(10), Some(3), None]);
+    assert_eq!(Value::from(items), recorded["items"]);
+
+    let exact = format!("{PATH_OF_SERVICES}?resourceVersion=329&resourceVersionMatch=Exact");
+    assert_eq!(get(&server, &exact), (200, recorded));
+    server.compact();
+    assert_status(&get(&server, &path), 410, "Expired");
+    assert_status(&get(&server, &exact), 410, "Expired");
+    // A list which only must not be older is still possible.
+    let (status, list) = get(&server, &format!("{PATH_OF_SERVICES}?resourceVersion=329"));
+    assert_eq!(status, 200);
+    assert_eq!(names(&list).len(), 18);
+}
+
+#[test]
+fn pages_stop_at_the_limit_even_when_the_rest_does_not_match() {
+    let server = ApiServer::start().unwrap();
+    for (name, labels) in [("a", json!({"x": "1"})), ("b", json!({}))] {
+        server.upsert(service(name, "10.96.0.1", labels)).unwrap();
+    }
+    let path = format!("{PATH_OF_SERVICES}?labelSelector=x&limit=1");
+    let (_, page) = get(&server, &path);
+    assert_eq!(names(&page), ["a"]);
+    assert_eq!(page["metadata"]["remainingItemCount"], Value::Null);
+    let token = page["metadata"]["continue"].as_str().unwrap();
+    let (_, page) = get(&server, &format!("{path}&continue={token}"));
+    assert_eq!(names(&page), [""; 0]);
+    assert_eq!(page["metadata"], json!({"resourceVersion": "3"}));
+}
+
+#[test]
+fn selectors_choose_objects() {
+    let server = ApiServer::start().unwrap();
+    for object in [
+        service("plain", "10.96.0.1", json!({})),
+        service("headless", "None", json!({"app": "db"})),
+        service(
+            "other",
+            "fd00::1",
+            json!({"app": "web", "example.com/name": "x"}),
+        ),
+    ] {
+        server.upsert(object).unwrap();
+    }
+    let cases = [
+        ("", &["headless", "other", "plain"][..]),
+        ("labelSelector=", &["headless", "other", "plain"]),
+        ("labelSelector=app", &["headless", "other"]),
+        ("labelSelector=!app", &["plain"]),
+        (
+            "labelSelector=%21example.com%2Fname",
+            &["headless", "plain"],
+        ),
+        ("labelSelector=app%3Ddb", &["headless"]),
+        ("labelSelector=app%3D%3Dweb", &["other"]),
+        ("labelSelector=app!%3Ddb", &["other", "plain"]),
+        ("labelSelector=app,app!%3Ddb", &["other"]),
+        ("fieldSelector=spec.clusterIP!%3DNone", &["other", "plain"]),
+        ("fieldSelector=spec.clusterIP%3Dfd00::1", &["other"]),
+        (
+            "fieldSelector=spec.type%3D",
+            &["headless", "other", "plain"],
+        ),
+        ("fieldSelector=metadata.name%3Dplain", &["plain"]),
+        ("fieldSelector=metadata.namespace%3Delsewhere", &[]),
+        (
+            "labelSelector=app&fieldSelector=spec.clusterIP!%3DNone",
+            &["other"],
+        ),
+    ];
+    for (query, expected) in cases {
+        let (_, list) = get(&server, &format!("{PATH_OF_SERVICES}?{query}"));
+        assert_eq!(names(&list), expected, "{query}");
+    }
+    for query in [
+        "labelSelector=app%20in%20(db,web)",
+        "labelSelector=,",
+        "fieldSelector=status.phase%3DRunning",
+        "fieldSelector=metadata.name",
+        "limit=many",
+    ] {
+        let answer = get(&server, &format!("{PATH_OF_SERVICES}?{query}"));
+        assert_status(&answer, 400, "BadRequest");
+    }
+}
+
+#[test]
+fn namespaces_and_names_are_in_the_path() {
+    let server = cluster_small();
+    let (_, list) = get(&server, "/api/v1/namespaces/edge/services");
+    assert_eq!(names(&list), ["proxy-mode-lb", "third-party", "v6only"]);
+    let (_, page) = get(&server, "/api/v1/namespaces/edge/services?limit=2");
+    assert_eq!(page["metadata"]["remainingItemCount"], 1);
+    let (status, node) = get(&server, "/api/v1/nodes/node-2");
+    assert_eq!((status, &node["kind"]), (200, &json!("Node")));
+    let (status, slice) = get(
+        &server,
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
+    );
+    assert_eq!((status, &slice["kind"]), (200, &json!("EndpointSlice")));
+    let (status, version) = get(&server, "/version");
+    assert_eq!((status, &version["major"]), (200, &json!("1")));
+
+    for path in [
+        "/",
+        "/api/v1/pods",
+        "/api/v1/services/kubernetes",
+        "/api/v1/namespaces/default/nodes",
+        "/apis/networking.k8s.io/v1/services",
+        "/api/v1/nodes/node-9",
+    ] {
+        assert_status(&get(&server, path), 404, "NotFound");
+    }
+    let response = Response::send(server.addr(), "DELETE", "/api/v1/nodes/node-1");
+    assert_status(&(405, response.body()), 405, "MethodNotAllowed");
+}
+
+#[test]
+fn an_object_enters_and_leaves_a_filtered_watch() {
+    let server = ApiServer::start().unwrap();
+    let mut watch = watch(
+        &server,
+        PATH_OF_SERVICES,
+        "resourceVersion=1&labelSelector=!hidden&fieldSelector=spec.clusterIP!%3DNone",
+    );
+    assert!(server.wait_for_watches(1, TIMEOUT));
+    let web = |ip, labels| server.upsert(service("web", ip, labels)).unwrap();
+    web("10.96.0.1", json!({}));
+    web("10.96.0.2", json!({}));
+    web("10.96.0.2", json!({"hidden": ""}));
+    web("10.96.0.3", json!({"hidden": ""}));
+    web("10.96.0.4", json!({}));
+    web("None", json!({}));
+    server.delete(Resource::Services, "shop", "web").unwrap();
+    web("10.96.0.5", json!({}));
+    server.delete(Resource::Services, "shop", "web").unwrap();
+
+    assert_eq!(watch.event_summary(), summary("ADDED", "web", "2"));
+    assert_eq!(watch.event_summary(), summary("MODIFIED", "web", "3"));
+    let hidden = watch.event();
+    assert_eq!(hidden["type"], "DELETED");
+    // The last state the client was allowed to see, with the version of the change.
+    assert_eq!(hidden["object"]["metadata"]["labels"], json!({}));
+    assert_eq!(hidden["object"]["metadata"]["resourceVersion"], "4");
+    assert_eq!(watch.event_summary(), summary("ADDED", "web", "6"));
+    assert_eq!(watch.event_summary(), summary("DELETED", "web", "7"));
+    assert_eq!(watch.event_summary(), summary("ADDED", "web", "9"));
+    assert_eq!(watch.event_summary(), summary("DELETED", "web", "10"));
+}
+
+#[test]
+fn a_watch_without_a_version_starts_with_the_objects() {
+    let server = cluster_small();
+    for query in ["", "resourceVersion=0"] {
+        let mut nodes = watch(&server, "/api/v1/nodes", query);
+        assert_eq!(nodes.event_summary(), summary("ADDED", "node-1", "82"));
+        assert_eq!(nodes.event_summary(), summary("ADDED", "node-2", "84"));
+        assert_eq!(nodes.event_summary(), summary("ADDED", "node-3", "86"));
+    }
+}
+
+#[test]
+fn bookmarks_go_to_those_who_asked() {
+    let server = cluster_small();
+    let from = "resourceVersion=329";
+    let bookmarked = &format!("{from}&allowWatchBookmarks=true&timeoutSeconds=2");
+    let mut with = watch(&server, PATH_OF_SLICES, bookmarked);
+    let mut without = watch(&server, PATH_OF_SLICES, &format!("{from}&timeoutSeconds=2"));
+    assert!(server.wait_for_watches(2, TIMEOUT));
+    server.bookmark();
+    assert_eq!(with.event_summary(), summary("BOOKMARK", "", "329"));
+    // The timeout brings another one, and a proper end.
+    assert_eq!(with.event_summary(), summary("BOOKMARK", "", "329"));
+    assert_eq!(with.next(), Next::End);
+    assert_eq!(without.next(), Next::End);
+    assert_eq!(server.open_watches(), 0);
+}
+
+#[test]
+fn streaming_lists_are_refused_unless_switched_on() {
+    let server = cluster_small();
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let path = format!("/api/v1/nodes?watch=true&{query}");
+    assert_eq!(get(&server, &path), (200, parse(WATCH_LIST_UNSUPPORTED)));
+
+    server.set_streaming_lists(true);
+    let mut nodes = watch(&server, "/api/v1/nodes", query);
+    assert_eq!(nodes.event_summary(), summary("ADDED", "node-1", "82"));
+    assert_eq!(nodes.event_summary(), summary("ADDED", "node-2", "84"));
+    assert_eq!(nodes.event_summary(), summary("ADDED", "node-3", "86"));
+    let end = nodes.event();
+    assert_eq!(end["type"], "BOOKMARK");
+    assert_eq!(
+        end["object"]["metadata"],
+        json!({
+            "resourceVersion": "329",
+            "annotations": {"k8s.io/initial-events-end": "true"},
+        })
+    );
+    server.delete(Resource::Nodes, "", "node-1").unwrap();
+    assert_eq!(nodes.event_summary(), summary("DELETED", "node-1", "330"));
+
+    let unmatched = "/api/v1/nodes?watch=true&sendInitialEvents=true";
+    assert_status(&get(&server, unmatched), 422, "Invalid");
+}
+
+#[test]
+fn a_watch_from_before_a_compaction_has_expired() {
+    let server = cluster_small();
+    let mut open = watch(&server, "/api/v1/nodes", "resourceVersion=329");
+    assert!(server.wait_for_watches(1, TIMEOUT));
+    server.compact();
+    let path = "/api/v1/nodes?watch=true&resourceVersion=329";
+    let (status, event) = get(&server, path);
+    assert_eq!((status, &event["type"]), (200, &json!("ERROR")));
+    assert_status(&(410, event["object"].clone()), 410, "Expired");
+    server.set_expired_watch_is_http_error(true);
+    assert_status(&get(&server, path), 410, "Expired");
+
+    // A new list is followed by a watch as ever, and the open one goes on.
+    let (_, list) = get(&server, "/api/v1/nodes");
+    assert_eq!(list["metadata"]["resourceVersion"], "330");
+    let mut new = watch(&server, "/api/v1/nodes", "resourceVersion=330");
+    server.delete(Resource::Nodes, "", "node-3").unwrap();
+    for watch in [&mut open, &mut new] {
+        assert_eq!(watch.event_summary(), summary("DELETED", "node-3", "331"));
+    }
+}
+
+#[test]
+fn misfortunes_happen_on_demand() {
+    let server = cluster_small();
+    let mut cut = watch(&server, "/api/v1/nodes", "resourceVersion=329");
+    assert!(server.wait_for_watches(1, TIMEOUT));
+    server.disconnect_watches();
+    assert_eq!(server.open_watches(), 0);
+    assert!(!server.wait_for_watches(1, Duration::from_millis(10)));
+    assert_eq!(cut.next(), Next::Cut);
+
+    server.refuse(true);
+    for path in ["/version", "/api/v1/nodes", "/api/v1/nodes?watch=true"] {
+        assert_status(&get(&server, path), 503, "ServiceUnavailable");
+    }
+    server.refuse(false);
+    assert_eq!(get(&server, "/api/v1/nodes?labelSelector=!a%2Fb").0, 200);
+    let requests = server.requests();
+    assert_eq!(requests.len(), 5);
+    assert_eq!(requests[4].method, "GET");
+    assert_eq!(requests[4].path, "/api/v1/nodes");
+    assert_eq!(requests[4].query["labelSelector"], "!a/b");
+
+    // A client which goes away no longer counts.
+    drop(watch(&server, "/api/v1/nodes", ""));
+    wait_until("the watch to be gone", || server.open_watches() == 0);
+
+    let mut open = watch(&server, "/api/v1/nodes", "resourceVersion=329");
+    let addr = server.addr();
+    drop(server);
+    assert_eq!(open.next(), Next::Cut);
+    assert!(TcpStream::connect(addr).is_err());
+}
+
+#[test]
+fn bad_input_is_an_error_and_changes_nothing() {
+    let server = cluster_small();
+    assert!(server.load_list(Resource::Nodes, "{}").is_err());
+    assert!(server.upsert(json!({"metadata": {"name": "x"}})).is_err());
+    assert!(server.upsert(json!({"kind": "Node"})).is_err());
+    assert!(server.delete(Resource::Nodes, "", "node-9").is_err());
+    assert!(server.replay(Resource::Nodes, "{}").is_err());
+    assert_eq!(get(&server, "/api/v1/nodes"), (200, parse(NODES)));
+}
+
+#[track_caller]
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + TIMEOUT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Objects by kind, namespace and name.
+type Objects = BTreeMap<(String, String, String), Value>;
+
+fn insert(objects: &mut Objects, mut object: Value) {
+    // `kubectl get`, which printed what the end should be, leaves them out.
+    object["metadata"]
+        .as_object_mut()
+        .unwrap()
+        .remove("managedFields");
+    let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
+    let metadata = &object["metadata"];
+    let key = (
+        text(&object["kind"]),
+        text(&metadata["namespace"]),
+        text(&metadata["name"]),
+    );
+    objects.insert(key, object);
+}
+
+/// Follows one resource for ever, as the proxy does: paged lists, then watches.
+async fn follow(client: kube::Client, resource: Resource, objects: Arc<Mutex<Objects>>) {
+    let (group, version) = resource
+        .api_version()
+        .split_once('/')
+        .unwrap_or(("", resource.api_version()));
+    let api_resource = ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: resource.api_version().to_owned(),
+        kind: resource.kind().to_owned(),
+        plural: resource.plural().to_owned(),
+    };
+    let api: Api<DynamicObject> = Api::all_with(client, &api_resource);
+    let value = |object: DynamicObject| {
+        let mut value = serde_json::to_value(object).unwrap();
+        value["kind"] = resource.kind().into();
+        value["apiVersion"] = resource.api_version().into();
+        value
+    };
+    let mut events = watcher::watcher(api, watcher::Config::default().page_size(5)).boxed();
+    let mut listed = Objects::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => listed.clear(),
+            Ok(Event::InitApply(object)) => insert(&mut listed, value(object)),
+            Ok(Event::InitDone) => {
+                let mut objects = objects.lock().unwrap();
+                objects.retain(|(kind, ..), _| kind != resource.kind());
+                objects.append(&mut listed);
+            }
+            Ok(Event::Apply(object)) => insert(&mut objects.lock().unwrap(), value(object)),
+            Ok(Event::Delete(object)) => {
+                let key = (
+                    resource.kind().to_owned(),
+                    object.metadata.namespace.unwrap_or_default(),
+                    object.metadata.name.unwrap(),
+                );
+                objects.lock().unwrap().remove(&key);
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+#[test]
+fn kube_follows_through_a_disconnect_and_a_compaction() {
+    let after: Value = serde_norway::from_str(AFTER).unwrap();
+    let mut expected = Objects::new();
+    for object in after["items"].as_array().unwrap() {
+        insert(&mut expected, object.clone());
+    }
+
+    let server = cluster_small();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let kubeconfig = Kubeconfig::from_yaml(&server.kubeconfig()).unwrap();
+    let client = runtime.block_on(async {
+        let options = KubeConfigOptions::default();
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .unwrap();
+        kube::Client::try_from(config).unwrap()
+    });
+    let objects = Arc::new(Mutex::new(Objects::new()));
+    for resource in Resource::ALL {
+        runtime.spawn(follow(client.clone(), resource, objects.clone()));
+    }
+    let n_service_lists = || {
+        let is_first_page = |query: &BTreeMap<_, _>| {
+            !query.contains_key("watch") && !query.contains_key("continue")
+        };
+        let requests = server.requests();
+        requests
+            .iter()
+            .filter(|r| r.path == PATH_OF_SERVICES && is_first_page(&r.query))
+            .count()
+    };
+    let replay = |range: std::ops::Range<usize>| {
+        for (resource, stream) in [
+            (Resource::Services, WATCH_SERVICES),
+            (Resource::EndpointSlices, WATCH_SLICES),
+        ] {
+            let lines: Vec<_> = stream.lines().collect();
+            let end = range.end.min(lines.len());
+            server
+                .replay(resource, &lines[range.start..end].join("\n"))
+                .unwrap();
+        }
+    };
+
+    assert!(server.wait_for_watches(4, TIMEOUT));
+    replay(0..1);
+    server.disconnect_watches();
+    replay(1..2);
+    assert!(server.wait_for_watches(4, TIMEOUT));
+    assert_eq!(n_service_lists(), 1, "a lost watch is resumed");
+
+    replay(2..3);
+    server.refuse(true);
+    server.disconnect_watches();
+    replay(3..usize::MAX);
+    server.compact();
+    server.refuse(false);
+    assert!(server.wait_for_watches(4, TIMEOUT));
+    assert_eq!(n_service_lists(), 2, "an expired watch needs a new list");
+
+    wait_until("the objects to be complete", || {
+        objects.lock().unwrap().len() == expected.len()
+    });
+    assert_eq!(*objects.lock().unwrap(), expected);
+}

@@ -1,0 +1,297 @@
+//! The command line: which command to run, on what, with which flags.
+//!
+//! kube-proxy's own command line, which has no commands, works as that of `run`. What the flags of
+//! the configuration mean is the business of the `config` module. Entry point:
+//! [`Cli::parse_from_env`].
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config::ConfigFlags;
+
+/// A Kubernetes service proxy for nftables
+#[derive(Debug, Parser)]
+#[command(
+    name = "nftproxy",
+    version,
+    propagate_version = true,
+    args_override_self = true,
+    after_help = "kube-proxy's command line works too: without a command, flags are those of `run`."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Keep this node's nftables rules in step with its Services
+    #[command(args_override_self = true)]
+    Run(RunArgs),
+    /// Print the rules for a set of manifests, as `nft` reads them, without touching the kernel
+    #[command(args_override_self = true)]
+    Render(RenderArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Take Services, EndpointSlices and Nodes from this file or directory instead of a cluster
+    #[arg(long, value_name = "PATH", help_heading = "Manifests")]
+    pub(crate) manifests: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenderArgs {
+    /// Take Services, EndpointSlices and Nodes from this file or directory
+    #[arg(long, value_name = "PATH", help_heading = "Manifests")]
+    pub(crate) manifests: PathBuf,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    /// Family whose rules are printed
+    #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
+    pub(crate) family: FamilyChoice,
+    /// Write to this file [default: standard output]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+/// What the API server would say about this node.
+#[derive(Debug, Args)]
+pub(crate) struct NodeFlags {
+    /// Address of this node, primary first; may be repeated [default: those of its interfaces]
+    #[arg(
+        long = "node-ip",
+        value_name = "IP",
+        action = clap::ArgAction::Append,
+        requires = "manifests",
+        help_heading = "Manifests"
+    )]
+    pub(crate) ips: Vec<IpAddr>,
+    /// Topology zone of this node
+    #[arg(
+        long = "node-zone",
+        value_name = "ZONE",
+        requires = "manifests",
+        help_heading = "Manifests"
+    )]
+    pub(crate) zone: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FamilyChoice {
+    Ipv4,
+    Ipv6,
+    Both,
+}
+
+impl Cli {
+    /// Parses this process's arguments. Help and the version end the process with 0, anything that
+    /// cannot be parsed with 1 and the usage on standard error.
+    pub(crate) fn parse_from_env() -> Command {
+        Self::parse_command(std::env::args_os()).unwrap_or_else(|error| {
+            // Nothing is left to be done about a closed standard stream.
+            let _ = error.print();
+            std::process::exit(if error.use_stderr() { 1 } else { 0 })
+        })
+    }
+
+    fn parse_command(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+        let args = normalized(args);
+        match Self::try_parse_from(&args) {
+            Ok(cli) => Ok(cli.command),
+            // A command would print its own name before the version.
+            Err(error) if error.kind() == ErrorKind::DisplayVersion => {
+                Err(Self::try_parse_from(["nftproxy", "--version"])
+                    .err()
+                    .unwrap_or(error))
+            }
+            Err(error) => Err(with_usage(error, &args)),
+        }
+    }
+}
+
+/// Adds the usage to the errors that `clap` prints without it, such as those about a value.
+fn with_usage(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    if error.get(ContextKind::Usage).is_none() {
+        let mut command = Cli::command();
+        command.build();
+        let chosen = args
+            .get(1)
+            .and_then(|name| command.find_subcommand_mut(name));
+        let usage = chosen.map(|chosen| chosen.render_usage());
+        let usage = usage.unwrap_or_else(|| command.render_usage());
+        error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+    }
+    error
+}
+
+/// Brings kube-proxy's habits into the form `clap` knows: `_` for `-` in flag names, `--version`
+/// with a value, and flags without a command.
+fn normalized(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut flags_end = false;
+    let mut args: Vec<OsString> = args
+        .into_iter()
+        .map(|arg| {
+            flags_end |= arg == "--";
+            match arg
+                .to_str()
+                .filter(|text| !flags_end && text.starts_with("--"))
+            {
+                Some("--version=true" | "--version=raw") => "--version".into(),
+                Some(flag) => match flag.split_once('=') {
+                    Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+                    None => flag.replace('_', "-").into(),
+                },
+                None => arg,
+            }
+        })
+        .collect();
+    let first = args.get(1).and_then(|arg| arg.to_str());
+    let lacks_command = first.is_some_and(|first| {
+        first.starts_with('-') && !matches!(first, "-h" | "--help" | "-V" | "--version")
+    });
+    if lacks_command {
+        args.insert(1, "run".into());
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::parse_command(
+            format!("nftproxy {line}")
+                .split_whitespace()
+                .map(OsString::from),
+        )
+    }
+
+    fn run_args(line: &str) -> RunArgs {
+        match parse(line) {
+            Ok(Command::Run(args)) => args,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_without_a_command_are_those_of_run() {
+        for line in [
+            "run --config /etc/c.yaml",
+            "--config /etc/c.yaml",
+            "--config=/etc/c.yaml",
+        ] {
+            assert_eq!(
+                run_args(line).config.config,
+                Some("/etc/c.yaml".into()),
+                "{line}"
+            );
+        }
+        let args = run_args(
+            "-v 2 --hostname_override=a_b --kube_api_burst 7 --master=http://a --master=http://b",
+        );
+        assert_eq!(args.config.hostname_override.as_deref(), Some("a_b"));
+        assert_eq!(args.config.master.as_deref(), Some("http://b"));
+        let settings = Settings::load(&args.config).unwrap();
+        assert_eq!((settings.log.verbosity, settings.burst), (2, 7));
+    }
+
+    #[test]
+    fn manifests_and_the_node_they_are_for() {
+        let args =
+            run_args("run --manifests /m --node-ip 10.0.0.1 --node-ip fd00::1 --node-zone a");
+        assert_eq!(args.manifests, Some("/m".into()));
+        assert_eq!(args.node.ips.len(), 2);
+        assert_eq!(args.node.zone.as_deref(), Some("a"));
+        assert!(
+            parse("run --node-ip 10.0.0.1").is_err(),
+            "a cluster knows its nodes"
+        );
+    }
+
+    #[test]
+    fn render_takes_the_same_configuration() {
+        let line =
+            "render --manifests /m --node-ip 10.0.0.1 --family ipv6 --output /o --masquerade-all";
+        let Ok(Command::Render(args)) = parse(line) else {
+            panic!("not render");
+        };
+        assert_eq!(args.family, FamilyChoice::Ipv6);
+        assert_eq!(args.output, Some("/o".into()));
+        assert!(Settings::load(&args.config).unwrap().masquerade_all);
+        assert!(parse("render").is_err(), "there is nothing to render");
+    }
+
+    #[test]
+    fn o_9_help_and_version_are_no_errors_and_the_rest_is() {
+        let version = format!("nftproxy {}\n", env!("CARGO_PKG_VERSION"));
+        for line in [
+            "--version",
+            "-V",
+            "run --version",
+            "--version=raw",
+            "-v=2 --version",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(
+                (error.use_stderr(), error.to_string()),
+                (false, version.clone()),
+                "{line}"
+            );
+        }
+        assert!(!parse("--help").unwrap_err().use_stderr());
+        for line in [
+            "run --nonsense",
+            "run extra",
+            "extra",
+            "",
+            "run -v x",
+            "--bind-address=x",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.use_stderr(), "{line}");
+            assert!(
+                error.to_string().contains("Usage: nftproxy"),
+                "{line}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn help_shows_headings_and_defaults_and_hides_inert_flags() {
+        let help = parse("run --help").unwrap_err().to_string();
+        for shown in [
+            "Traffic:",
+            "Kernel:",
+            "--cluster-cidr",
+            "[default: 127.0.0.1:10249]",
+        ] {
+            assert!(help.contains(shown), "{shown} is missing from\n{help}");
+        }
+        for hidden in [
+            "--ipvs-scheduler",
+            "--vmodule",
+            "--boot-id-file",
+            "--healthz-port",
+        ] {
+            assert!(!help.contains(hidden), "{hidden} is shown");
+        }
+    }
+}

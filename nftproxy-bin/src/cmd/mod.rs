@@ -1,0 +1,50 @@
+//! The subcommands, one file each.
+
+pub(crate) mod render;
+pub(crate) mod run;
+
+use anyhow::Context;
+use nftproxy_core::model::Node;
+
+use crate::args::NodeFlags;
+use crate::config::Settings;
+use crate::node::{self, NodeInfo, NodeSettings};
+
+/// The name of this node: as configured, else this host's.
+fn node_name(settings: &Settings) -> anyhow::Result<String> {
+    if let Some(name) = &settings.node_name {
+        return Ok(name.clone());
+    }
+    let name = nix::unistd::gethostname().context("asking for this host's name")?;
+    Ok(name.to_string_lossy().trim().to_lowercase())
+}
+
+fn node_settings(settings: &Settings) -> NodeSettings {
+    NodeSettings {
+        bind_address: settings.bind_address,
+        detect_local: settings.detect_local.clone(),
+        node_port_addresses: settings.node_port_addresses.clone(),
+        masquerade_bit: settings.masquerade_bit,
+        masquerade_all: settings.masquerade_all,
+    }
+}
+
+/// What is known of this node without a Node object: what the command line says, else what the
+/// interfaces suggest.
+fn node_info(flags: &NodeFlags) -> NodeInfo {
+    let ips = if flags.ips.is_empty() {
+        node::guess_node_ips(&node::interface_ips().unwrap_or_default())
+    } else {
+        flags.ips.clone()
+    };
+    NodeInfo {
+        zone: flags.zone.clone(),
+        ips,
+        pod_cidrs: Vec::new(),
+    }
+}
+
+/// The node as the rules see it, given that its addresses are on its interfaces.
+fn offline_node(settings: &Settings, info: &NodeInfo) -> Node {
+    node::node(&node_settings(settings), info, &info.ips)
+}

@@ -1,0 +1,147 @@
+//! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
+
+use std::path::Path;
+
+use anyhow::Context;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use nftproxy_core::apply::Kernel;
+use nftproxy_core::model::{V4, V6};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::args::RunArgs;
+use crate::config::Settings;
+use crate::follow::{Converter, follow};
+use crate::manifests::{self, Source};
+use crate::run_loop::{Pace, Proxy};
+use crate::{addresses, node, platform, watch};
+
+/// Events that may wait for a sync to finish; whoever has more waits with them.
+const EVENT_QUEUE: usize = 1024;
+
+/// Runs until told to stop. The rules stay in the kernel.
+pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
+    let node_name = super::node_name(settings)?;
+    let kernels = platform::open_kernel()?;
+    if !platform::has_ipv6() {
+        warn!("this host has IPv6 switched off; table ip6 nftproxy is kept all the same");
+    }
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node_name, "nftproxy starts"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    runtime.block_on(async {
+        let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
+        let node_info = match &args.manifests {
+            Some(path) => {
+                // The watch comes first, so that no change is missed in between.
+                let watcher = manifests::watch(path)?;
+                let source = Source::open(path)?;
+                tokio::spawn(follow(
+                    source,
+                    watcher,
+                    Converter::new(&node_name),
+                    sender.clone(),
+                ));
+                Some(super::node_info(&args.node))
+            }
+            None => {
+                watch::start(&client(settings).await?, &node_name, &sender);
+                None
+            }
+        };
+        addresses::watch(sender).context("watching the addresses of this host")?;
+
+        let proxy = Proxy::new(
+            kernels.v4,
+            kernels.v6,
+            super::node_settings(settings),
+            node_info,
+            node::interface_ips,
+        );
+        let pace = Pace {
+            min_sync_period: settings.min_sync_period,
+            sync_period: settings.sync_period,
+        };
+        let stopped = on_own_thread(proxy, receiver, pace)?;
+        let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+        tokio::select! {
+            _ = terminate.recv() => info!("stopped by SIGTERM; the rules stay in force"),
+            _ = interrupt.recv() => info!("stopped by SIGINT; the rules stay in force"),
+            result = stopped => {
+                return result.context("the proxy's loop has ended")?.context("syncing the rules");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Runs the loop on a thread of its own, so that a long commit holds nothing else up.
+fn on_own_thread<K4, K6>(
+    proxy: Proxy<K4, K6>,
+    events: mpsc::Receiver<crate::event::Event>,
+    pace: Pace,
+) -> anyhow::Result<tokio::sync::oneshot::Receiver<anyhow::Result<()>>>
+where
+    K4: Kernel<V4> + Send + 'static,
+    K6: Kernel<V6> + Send + 'static,
+{
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("sync".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .build();
+            let result = runtime
+                .context("starting the loop's runtime")
+                .and_then(|runtime| Ok(runtime.block_on(proxy.run(events, pace))?));
+            // Nobody is left to be told if the process is already stopping.
+            let _ = sender.send(result);
+        })
+        .context("starting the loop's thread")?;
+    Ok(receiver)
+}
+
+async fn client(settings: &Settings) -> anyhow::Result<kube::Client> {
+    let mut config = match (&settings.kubeconfig, &settings.master) {
+        (Some(path), _) => kubeconfig(path).await?,
+        (None, Some(master)) => kube::Config::new(parse_url(master)?),
+        (None, None) => {
+            info!("neither kubeconfig nor master URL is given; using the in-cluster configuration");
+            kube::Config::incluster().context(
+                "this is not a pod, so there is no in-cluster configuration; \
+                 give --kubeconfig, --config or --manifests",
+            )?
+        }
+    };
+    if let Some(master) = &settings.master {
+        config.cluster_url = parse_url(master)?;
+    }
+    kube::Client::try_from(config).context("making a client for the API server")
+}
+
+async fn kubeconfig(path: &Path) -> anyhow::Result<kube::Config> {
+    let file = Kubeconfig::read_from(path)
+        .with_context(|| format!("reading kubeconfig {}", path.display()))?;
+    kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("using kubeconfig {}", path.display()))
+}
+
+fn parse_url(master: &str) -> anyhow::Result<http::Uri> {
+    // kube-proxy takes a bare host and port as well.
+    let url = if master.contains("://") {
+        master.to_owned()
+    } else {
+        format!("http://{master}")
+    };
+    url.parse()
+        .with_context(|| format!("--master {master:?} is not a URL"))
+}

@@ -1,0 +1,144 @@
+//! From Kubernetes objects to events, whether they come from an API server or from files.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::ResourceExt;
+use nftproxy_core::k8s::{self, Problem};
+use nftproxy_core::model::{ServiceName, SliceName};
+use tracing::warn;
+
+use crate::event::Event;
+use crate::node::NodeInfo;
+
+/// How objects of a kind become events.
+pub(crate) trait Convert<K> {
+    /// What tells objects of the kind apart.
+    type Name: Ord;
+
+    /// The object's name.
+    fn name(&self, object: &K) -> Self::Name;
+    /// What it means that the object is there. Problems are noted by the caller.
+    fn applied(&self, object: &K, problems: &mut Vec<Problem>) -> Event;
+    /// What it means that it is gone.
+    fn deleted(&self, name: Self::Name) -> Event;
+    /// What it means that there are just these.
+    fn listed(&self, names: BTreeSet<Self::Name>) -> Event;
+}
+
+/// Converts an object and reports what of it could not be used.
+pub(crate) fn applied<K>(convert: &impl Convert<K>, object: &K) -> Event {
+    let mut problems = Vec::new();
+    let event = convert.applied(object, &mut problems);
+    for Problem { object, message } in problems {
+        warn!(object, "{message}");
+    }
+    event
+}
+
+/// Conversion of Services.
+pub(crate) struct Services;
+
+impl Convert<core::Service> for Services {
+    type Name = ServiceName;
+
+    fn name(&self, object: &core::Service) -> Self::Name {
+        k8s::service_name(object)
+    }
+
+    fn applied(&self, object: &core::Service, problems: &mut Vec<Problem>) -> Event {
+        match k8s::service(object, problems) {
+            Some(service) => Event::ServiceApplied(service),
+            None => Event::ServiceDeleted(k8s::service_name(object)),
+        }
+    }
+
+    fn deleted(&self, name: Self::Name) -> Event {
+        Event::ServiceDeleted(name)
+    }
+
+    fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
+        Event::ServicesListed(names)
+    }
+}
+
+/// Conversion of EndpointSlices.
+pub(crate) struct Slices {
+    /// The node that is local.
+    pub(crate) node_name: String,
+}
+
+impl Convert<EndpointSlice> for Slices {
+    type Name = SliceName;
+
+    fn name(&self, object: &EndpointSlice) -> Self::Name {
+        k8s::slice_name(object)
+    }
+
+    fn applied(&self, object: &EndpointSlice, problems: &mut Vec<Problem>) -> Event {
+        match k8s::endpoint_slice(object, &self.node_name, problems) {
+            Some(slice) => Event::SliceApplied(slice),
+            None => Event::SliceDeleted(k8s::slice_name(object)),
+        }
+    }
+
+    fn deleted(&self, name: Self::Name) -> Event {
+        Event::SliceDeleted(name)
+    }
+
+    fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
+        Event::SlicesListed(names)
+    }
+}
+
+/// Conversion of ServiceCIDRs.
+pub(crate) struct ServiceCidrs;
+
+impl Convert<ServiceCIDR> for ServiceCidrs {
+    type Name = String;
+
+    fn name(&self, object: &ServiceCIDR) -> String {
+        object.name_any()
+    }
+
+    fn applied(&self, object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Event {
+        Event::ServiceCidrApplied(object.name_any(), k8s::service_cidrs(object, problems))
+    }
+
+    fn deleted(&self, name: String) -> Event {
+        Event::ServiceCidrDeleted(name)
+    }
+
+    fn listed(&self, names: BTreeSet<String>) -> Event {
+        Event::ServiceCidrsListed(names)
+    }
+}
+
+/// Conversion of this node's object, the only one that is watched.
+pub(crate) struct Nodes;
+
+impl Convert<core::Node> for Nodes {
+    type Name = String;
+
+    fn name(&self, object: &core::Node) -> String {
+        object.name_any()
+    }
+
+    fn applied(&self, object: &core::Node, _: &mut Vec<Problem>) -> Event {
+        Event::NodeApplied(NodeInfo::of(object))
+    }
+
+    fn deleted(&self, _: String) -> Event {
+        Event::NodeDeleted
+    }
+
+    fn listed(&self, names: BTreeSet<String>) -> Event {
+        if names.is_empty() {
+            Event::NodeDeleted
+        } else {
+            Event::AddressesChanged
+        }
+    }
+}

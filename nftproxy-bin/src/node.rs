@@ -1,0 +1,263 @@
+//! What this node is: its settings, its Node object and its interfaces, made into a
+//! [`model::Node`].
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1 as core;
+use nftproxy_core::k8s::{LABEL_ZONE, parse_cidr, parse_ip};
+use nftproxy_core::model::{self, IpFamily, NodePortAddresses};
+
+use crate::config;
+
+/// What matters of a Node object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct NodeInfo {
+    /// Label `topology.kubernetes.io/zone`.
+    pub(crate) zone: Option<String>,
+    /// `status.addresses`: internal ones in order, then external ones.
+    pub(crate) ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`
+    pub(crate) pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeInfo {
+    /// Reads a Node object.
+    pub(crate) fn of(node: &core::Node) -> Self {
+        let addresses = node
+            .status
+            .as_ref()
+            .and_then(|status| status.addresses.as_deref());
+        let of_type = |wanted: &'static str| {
+            let addresses = addresses.unwrap_or_default().iter();
+            addresses
+                .filter(move |address| address.type_ == wanted)
+                .filter_map(|address| parse_ip(&address.address))
+        };
+        let spec = node.spec.as_ref();
+        let pod_cidrs = spec
+            .and_then(|spec| spec.pod_cidrs.as_deref())
+            .unwrap_or_default();
+        Self {
+            zone: node
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get(LABEL_ZONE))
+                .cloned(),
+            ips: of_type("InternalIP").chain(of_type("ExternalIP")).collect(),
+            pod_cidrs: pod_cidrs
+                .iter()
+                .filter_map(|cidr| parse_cidr(cidr))
+                .collect(),
+        }
+    }
+
+    /// The node's address in a family: a bind address of that family counts for it.
+    fn ip(&self, family: IpFamily, bind_address: IpAddr) -> Option<IpAddr> {
+        let of_family = |ip: &IpAddr| IpFamily::of(*ip) == family;
+        if of_family(&bind_address) && !bind_address.is_unspecified() {
+            return Some(bind_address);
+        }
+        self.ips.iter().copied().find(of_family)
+    }
+}
+
+/// The settings that decide what the node is to the rules.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeSettings {
+    pub(crate) bind_address: IpAddr,
+    pub(crate) detect_local: config::DetectLocal,
+    pub(crate) node_port_addresses: config::NodePortAddresses,
+    pub(crate) masquerade_bit: u8,
+    pub(crate) masquerade_all: bool,
+}
+
+/// Makes the model's node. `interface_ips` are the addresses on this host's interfaces.
+pub(crate) fn node(
+    settings: &NodeSettings,
+    info: &NodeInfo,
+    interface_ips: &[IpAddr],
+) -> model::Node {
+    let node_port_addresses = |family| node_port_addresses(settings, info, interface_ips, family);
+    model::Node {
+        zone: info.zone.clone().filter(|zone| !zone.is_empty()),
+        detect_local: match &settings.detect_local {
+            config::DetectLocal::ClusterCidr(cidrs) => model::DetectLocal::Cidrs(cidrs.clone()),
+            config::DetectLocal::NodeCidr => model::DetectLocal::Cidrs(info.pod_cidrs.clone()),
+            config::DetectLocal::BridgeInterface(name) => {
+                model::DetectLocal::BridgeInterface(name.clone())
+            }
+            config::DetectLocal::InterfaceNamePrefix(prefix) => {
+                model::DetectLocal::InterfaceNamePrefix(prefix.clone())
+            }
+        },
+        node_port_addresses_v4: node_port_addresses(IpFamily::V4),
+        node_port_addresses_v6: node_port_addresses(IpFamily::V6),
+        masquerade_all: settings.masquerade_all,
+        masquerade_mark: 1 << settings.masquerade_bit,
+    }
+}
+
+/// A family for which no range is given accepts NodePorts at all addresses; otherwise those
+/// addresses count that are on an interface.
+fn node_port_addresses(
+    settings: &NodeSettings,
+    info: &NodeInfo,
+    interface_ips: &[IpAddr],
+    family: IpFamily,
+) -> NodePortAddresses {
+    let ranges: Vec<IpNet> = match &settings.node_port_addresses {
+        config::NodePortAddresses::Primary => {
+            let ip = info
+                .ip(family, settings.bind_address)
+                .filter(|ip| !ip.is_loopback());
+            ip.map(IpNet::from).into_iter().collect()
+        }
+        config::NodePortAddresses::Cidrs(cidrs) => cidrs
+            .iter()
+            .filter(|cidr| IpFamily::of(cidr.addr()) == family)
+            .copied()
+            .collect(),
+    };
+    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+        return NodePortAddresses::All;
+    }
+    let accepted = interface_ips
+        .iter()
+        .filter(|ip| !ip.is_loopback() && ranges.iter().any(|range| range.contains(*ip)))
+        .copied();
+    NodePortAddresses::Only(accepted.collect())
+}
+
+/// The addresses on this host's interfaces, each once, in order.
+pub(crate) fn interface_ips() -> std::io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address
+            .as_sockaddr_in()
+            .map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| {
+            address
+                .as_sockaddr_in6()
+                .map(|address| IpAddr::V6(address.ip()))
+        })
+    });
+    Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
+}
+
+/// Addresses that stand for the node where no Node object says: the first of each family that is
+/// neither loopback nor link-local.
+pub(crate) fn guess_node_ips(interface_ips: &[IpAddr]) -> Vec<IpAddr> {
+    let is_global = |ip: &&IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    let first = |family| {
+        interface_ips
+            .iter()
+            .filter(is_global)
+            .find(|ip| IpFamily::of(**ip) == family)
+            .copied()
+    };
+    [IpFamily::V4, IpFamily::V6]
+        .into_iter()
+        .filter_map(first)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(addresses: config::NodePortAddresses) -> NodeSettings {
+        NodeSettings {
+            bind_address: [0, 0, 0, 0].into(),
+            detect_local: config::DetectLocal::NodeCidr,
+            node_port_addresses: addresses,
+            masquerade_bit: 14,
+            masquerade_all: false,
+        }
+    }
+
+    fn ips(texts: &[&str]) -> Vec<IpAddr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn only(texts: &[&str]) -> NodePortAddresses {
+        NodePortAddresses::Only(ips(texts).into_iter().collect())
+    }
+
+    const INTERFACES: [&str; 5] = [
+        "127.0.0.1",
+        "::1",
+        "192.0.2.10",
+        "192.0.2.11",
+        "2001:db8::10",
+    ];
+
+    #[test]
+    fn primary_is_the_first_address_of_each_family() {
+        let info = NodeInfo {
+            ips: ips(&["192.0.2.10", "192.0.2.11", "2001:db8::10"]),
+            ..NodeInfo::default()
+        };
+        let node = node(
+            &settings(config::NodePortAddresses::Primary),
+            &info,
+            &ips(&INTERFACES),
+        );
+        assert_eq!(node.node_port_addresses_v4, only(&["192.0.2.10"]));
+        assert_eq!(node.node_port_addresses_v6, only(&["2001:db8::10"]));
+    }
+
+    #[test]
+    fn a_bind_address_counts_as_the_primary_one() {
+        let info = NodeInfo {
+            ips: ips(&["192.0.2.10"]),
+            ..NodeInfo::default()
+        };
+        let mut settings = settings(config::NodePortAddresses::Primary);
+        settings.bind_address = [192, 0, 2, 11].into();
+        let node = node(&settings, &info, &ips(&INTERFACES));
+        assert_eq!(node.node_port_addresses_v4, only(&["192.0.2.11"]));
+    }
+
+    #[test]
+    fn a_family_without_primary_address_accepts_all() {
+        let info = NodeInfo {
+            ips: ips(&["192.0.2.10"]),
+            ..NodeInfo::default()
+        };
+        let node = node(
+            &settings(config::NodePortAddresses::Primary),
+            &info,
+            &ips(&INTERFACES),
+        );
+        assert_eq!(node.node_port_addresses_v6, NodePortAddresses::All);
+    }
+
+    #[test]
+    fn ranges_select_interface_addresses_but_loopback() {
+        let ranges = ["192.0.2.11/32", "127.0.0.0/8", "2001:db8:ffff::/48"];
+        let ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let settings = settings(config::NodePortAddresses::Cidrs(ranges));
+        let node = node(&settings, &NodeInfo::default(), &ips(&INTERFACES));
+        assert_eq!(node.node_port_addresses_v4, only(&["192.0.2.11"]));
+        assert_eq!(
+            node.node_port_addresses_v6,
+            only(&[]),
+            "no interface has one in the range"
+        );
+    }
+
+    #[test]
+    fn the_range_of_everything_accepts_all() {
+        let settings = settings(config::NodePortAddresses::Cidrs(vec![
+            "0.0.0.0/0".parse().unwrap(),
+        ]));
+        let node = node(&settings, &NodeInfo::default(), &ips(&INTERFACES));
+        assert_eq!(node.node_port_addresses_v4, NodePortAddresses::All);
+    }
+}

@@ -1,0 +1,77 @@
+//! What the host must have, checked at start so that the message is clear.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::model::{V4, V6};
+
+/// The oldest kernel with all that the rules need, as kube-proxy's nftables mode has it.
+const OLDEST_KERNEL: (u32, u32) = (5, 13);
+/// Skips the check of the kernel's version, for kernels with backports.
+const SKIP_KERNEL_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
+
+/// A connection to the kernel per family.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    pub(crate) v4: Netlink,
+    pub(crate) v6: Netlink,
+}
+
+/// Checks the kernel and opens connections to it.
+pub(crate) fn open_kernel() -> anyhow::Result<Kernels> {
+    let release = nix::sys::utsname::uname().context("asking for the kernel's version")?;
+    let release = release.release().to_string_lossy().into_owned();
+    let is_skipped = std::env::var_os(SKIP_KERNEL_CHECK).is_some_and(|value| !value.is_empty());
+    if !is_skipped {
+        check_version(&release)?;
+    }
+    let mut kernels = Kernels {
+        v4: Netlink::open()?,
+        v6: Netlink::open()?,
+    };
+    // A listing needs the same permission as a change, and tells whether nf_tables is there.
+    Kernel::<V4>::list(&mut kernels.v4).context("listing table ip nftproxy")?;
+    Kernel::<V6>::list(&mut kernels.v6).context("listing table ip6 nftproxy")?;
+    Ok(kernels)
+}
+
+fn check_version(release: &str) -> anyhow::Result<()> {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        bail!("kernel version {release:?} cannot be read; set {SKIP_KERNEL_CHECK}=1 to go on");
+    };
+    let (oldest_major, oldest_minor) = OLDEST_KERNEL;
+    if (major, minor) < OLDEST_KERNEL {
+        bail!(
+            "kernel {release} is too old: nftproxy requires {oldest_major}.{oldest_minor} or later \
+             (set {SKIP_KERNEL_CHECK}=1 if yours has the features backported)"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the host speaks IPv6 at all.
+pub(crate) fn has_ipv6() -> bool {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    Path::new("/proc/net/if_inet6").exists()
+        && disabled.map_or(true, |disabled| disabled.trim() != "1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_versions_are_compared_by_number() {
+        for release in ["5.13.0", "5.100.1-generic", "6.1.0-13-amd64", "10.0"] {
+            check_version(release).unwrap();
+        }
+        for release in ["5.12.19", "4.19.0", "5.4.0-1-cloud", "mystery"] {
+            check_version(release).unwrap_err();
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The proxy's one loop: events in, syncs out.
+//!
+//! A lone event is synced at once. After a sync, none follows for the minimum sync period, and
+//! what arrives meanwhile is synced together. A failed sync is retried after the sync period, or
+//! as soon as something else changes.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::model::{self, Family, ServiceName, State, V4, V6};
+use nftproxy_core::sync::{Report, Syncer};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use crate::event::Event;
+use crate::node::{self, NodeInfo, NodeSettings};
+
+/// How long to wait for the Node object, once all else is there.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long after a sync unused pick chains are deleted; see
+/// [`Syncer::delete_unused_picks`].
+const TIDY_DELAY: Duration = Duration::from_secs(1);
+
+/// When to sync.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// No sync starts earlier than this after the one before has ended.
+    pub(crate) min_sync_period: Duration,
+    /// A failed sync is retried after this.
+    pub(crate) sync_period: Duration,
+}
+
+/// What is to be done next, and when.
+struct Schedule {
+    started: Instant,
+    /// Something changed that is not yet synced.
+    is_pending: bool,
+    not_before: Instant,
+    retry_at: Option<Instant>,
+    tidy_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Sync,
+    Tidy,
+}
+
+impl Schedule {
+    fn starting_at(started: Instant) -> Self {
+        Self {
+            started,
+            is_pending: false,
+            not_before: started,
+            retry_at: None,
+            tidy_at: None,
+        }
+    }
+
+    /// The next task, given when syncs may start at all.
+    fn next(&self, ready_at: Option<Instant>) -> Option<(Instant, Task)> {
+        let wanted_at = if self.is_pending {
+            Some(self.not_before)
+        } else {
+            self.retry_at
+        };
+        match wanted_at {
+            Some(at) => Some((at.max(ready_at?), Task::Sync)),
+            None => self.tidy_at.map(|at| (at, Task::Tidy)),
+        }
+    }
+
+    fn synced(&mut self, now: Instant, pace: Pace, is_success: bool) {
+        self.is_pending = false;
+        self.not_before = now + pace.min_sync_period;
+        self.retry_at = (!is_success).then_some(now + pace.sync_period);
+        self.tidy_at = is_success.then_some(now + TIDY_DELAY);
+    }
+}
+
+/// The proxy of one node.
+pub(crate) struct Proxy<K4, K6> {
+    state: State,
+    v4: Half<V4, K4>,
+    v6: Half<V6, K6>,
+    settings: NodeSettings,
+    /// `None` until it is known.
+    node_info: Option<NodeInfo>,
+    interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
+    /// Derived from the three above, and kept until one of them changes.
+    node: Option<model::Node>,
+    services_listed: bool,
+    slices_listed: bool,
+}
+
+/// One family's side: a failure in one family does not delay the other.
+struct Half<F: Family, K> {
+    syncer: Syncer<F, K>,
+    /// Dirty Services that this family has yet to sync.
+    dirty: BTreeSet<ServiceName>,
+    failed: bool,
+}
+
+impl<F: Family, K: Kernel<F>> Half<F, K> {
+    fn new(kernel: K) -> Self {
+        Self {
+            syncer: Syncer::new(kernel),
+            dirty: BTreeSet::new(),
+            failed: false,
+        }
+    }
+
+    fn sync(&mut self, state: &State, node: &model::Node) -> Result<(), ApplyError> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let family = F::FAMILY;
+        match self.syncer.sync(state, node, &dirty) {
+            Ok(report) => {
+                let recovered = std::mem::take(&mut self.failed);
+                log_report(family, &report, recovered);
+                Ok(())
+            }
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+
+    fn tidy(&mut self) {
+        match self.syncer.delete_unused_picks() {
+            Ok(0) => {}
+            Ok(n) => debug!(family = %F::FAMILY, n, "deleted unused pick chains"),
+            Err(error) => debug!(family = %F::FAMILY, %error, "unused pick chains stay for now"),
+        }
+    }
+}
+
+fn log_report(family: model::IpFamily, report: &Report, recovered: bool) {
+    for note in &report.notes {
+        warn!(%family, "{note}");
+    }
+    let Report {
+        full,
+        counts,
+        committed,
+        notes: _,
+        timings,
+    } = report;
+    let elapsed = timings.list + timings.compile + timings.commit;
+    let is_event = *full || recovered;
+    if is_event {
+        info!(
+            %family, full, added = counts.added_elements, deleted = counts.deleted_elements,
+            bytes = committed.bytes, ?elapsed, "synced"
+        );
+    } else {
+        debug!(
+            %family, full, added = counts.added_elements, deleted = counts.deleted_elements,
+            bytes = committed.bytes, ?elapsed, "synced"
+        );
+    }
+}
+
+impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
+    /// A proxy that knows nothing yet. `node_info` is given where no Node object will come.
+    pub(crate) fn new(
+        kernel_v4: K4,
+        kernel_v6: K6,
+        settings: NodeSettings,
+        node_info: Option<NodeInfo>,
+        interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
+    ) -> Self {
+        Self {
+            state: State::default(),
+            v4: Half::new(kernel_v4),
+            v6: Half::new(kernel_v6),
+            settings,
+            node_info,
+            interface_ips,
+            node: None,
+            services_listed: false,
+            slices_listed: false,
+        }
+    }
+
+    /// Runs until all senders of events are gone, or the kernel refuses in a way that no retry can
+    /// mend.
+    pub(crate) async fn run(
+        mut self,
+        mut events: Receiver<Event>,
+        pace: Pace,
+    ) -> Result<(), ApplyError> {
+        let mut schedule = Schedule::starting_at(Instant::now());
+        loop {
+            let wake = schedule.next(self.ready_at(schedule.started));
+            let at = wake.map_or_else(Instant::now, |(at, _)| at);
+            tokio::select! {
+                biased;
+                event = events.recv() => {
+                    let Some(event) = event else { return Ok(()) };
+                    self.apply(event);
+                    while let Ok(event) = events.try_recv() {
+                        self.apply(event);
+                    }
+                    schedule.is_pending |= self.node.is_none() || self.state.is_dirty();
+                }
+                () = sleep_until(at), if wake.is_some() => match wake {
+                    Some((_, Task::Sync)) => {
+                        let is_success = self.sync()?;
+                        schedule.synced(Instant::now(), pace, is_success);
+                    }
+                    Some((_, Task::Tidy)) => {
+                        self.v4.tidy();
+                        self.v6.tidy();
+                        schedule.tidy_at = None;
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// When the first sync may start: nothing is written before the first lists are complete, as
+    /// half a list would cut Services off that the kernel already serves.
+    fn ready_at(&self, started: Instant) -> Option<Instant> {
+        let is_node_known = self
+            .node_info
+            .as_ref()
+            .is_some_and(|info| !info.ips.is_empty());
+        let patience = if is_node_known {
+            Duration::ZERO
+        } else {
+            NODE_PATIENCE
+        };
+        (self.services_listed && self.slices_listed).then_some(started + patience)
+    }
+
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::ServiceApplied(service) => self.state.apply_service(service),
+            Event::ServiceDeleted(name) => self.state.delete_service(&name),
+            Event::ServicesListed(names) => {
+                self.state.retain_services(|name| names.contains(name));
+                self.become_ready(|proxy| &mut proxy.services_listed);
+            }
+            Event::SliceApplied(slice) => self.state.apply_slice(slice),
+            Event::SliceDeleted(name) => self.state.delete_slice(&name),
+            Event::SlicesListed(names) => {
+                self.state.retain_slices(|name| names.contains(name));
+                self.become_ready(|proxy| &mut proxy.slices_listed);
+            }
+            Event::ServiceCidrApplied(name, cidrs) => {
+                self.state.apply_service_cidr(&name, cidrs);
+                self.node = None;
+            }
+            Event::ServiceCidrDeleted(name) => {
+                self.state.delete_service_cidr(&name);
+                self.node = None;
+            }
+            Event::ServiceCidrsListed(names) => {
+                self.state.retain_service_cidrs(|name| names.contains(name));
+                self.node = None;
+            }
+            Event::NodeApplied(info) => {
+                if self.node_info.as_ref() != Some(&info) {
+                    info!(ips = ?info.ips, zone = info.zone, "this node is known");
+                    self.node_info = Some(info);
+                    self.node = None;
+                }
+            }
+            // The last that was known of it still holds for the rules.
+            Event::NodeDeleted => warn!("the object of this node does not exist"),
+            Event::AddressesChanged => self.node = None,
+        }
+    }
+
+    fn become_ready(&mut self, listed: fn(&mut Self) -> &mut bool) {
+        if !std::mem::replace(listed(self), true) {
+            // An empty list is complete as well.
+            self.node = None;
+        }
+    }
+
+    /// Syncs both families; whether both succeeded.
+    fn sync(&mut self) -> Result<bool, ApplyError> {
+        let node = match self.node.take() {
+            Some(node) => node,
+            None => self.derive_node(),
+        };
+        let dirty = self.state.take_dirty();
+        self.v4.dirty.extend(dirty.iter().cloned());
+        self.v6.dirty.extend(dirty);
+        let results = [
+            self.v4.sync(&self.state, &node),
+            self.v6.sync(&self.state, &node),
+        ];
+        self.node = Some(node);
+        let mut is_success = true;
+        for result in results {
+            match result {
+                Ok(()) => {}
+                Err(error) if error.is_retryable() => {
+                    is_success = false;
+                    error!(error = %format!("{:#}", anyhow::Error::from(error)), "sync failed");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(is_success)
+    }
+
+    fn derive_node(&self) -> model::Node {
+        let interface_ips = (self.interface_ips)().unwrap_or_else(|error| {
+            warn!(%error, "the addresses of this host cannot be read; NodePorts stay unreachable");
+            Vec::new()
+        });
+        let unknown = NodeInfo::default();
+        let info = self.node_info.as_ref().unwrap_or_else(|| {
+            warn!(
+                "this node's object did not come in time; going on without its addresses and zone"
+            );
+            &unknown
+        });
+        node::node(&self.settings, info, &interface_ips)
+    }
+}
