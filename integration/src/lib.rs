@@ -1,3 +1,9 @@
-//! Namespaces, packets and a mock API server, to test nftproxy as a whole.
+//! What it takes to test nftproxy as a whole: network namespaces, packets, a mock API server, and
+//! the real binary.
 
 pub mod apiserver;
+pub mod daemon;
+pub mod fixtures;
+pub mod lab;
+pub mod netns;
+pub mod traffic;

@@ -15,11 +15,11 @@ pub(crate) fn init(settings: &LogSettings) {
         VERBOSITY_DEBUG..VERBOSITY_TRACE => LevelFilter::DEBUG,
         VERBOSITY_TRACE.. => LevelFilter::TRACE,
     };
-    // Libraries stay quiet unless everything is asked for.
+    // Libraries stay quiet unless everything is asked for: what of theirs matters, we log.
     let others = if level == LevelFilter::TRACE {
         LevelFilter::DEBUG
     } else {
-        LevelFilter::ERROR
+        LevelFilter::OFF
     };
     let filter = tracing_subscriber::EnvFilter::default()
         .add_directive(others.into())

@@ -2,7 +2,7 @@
 //! [`model::Node`].
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
@@ -147,23 +147,30 @@ pub(crate) fn interface_ips() -> std::io::Result<Vec<IpAddr>> {
     Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-/// Addresses that stand for the node where no Node object says: the first of each family that is
-/// neither loopback nor link-local.
-pub(crate) fn guess_node_ips(interface_ips: &[IpAddr]) -> Vec<IpAddr> {
-    let is_global = |ip: &&IpAddr| match ip {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+/// Addresses that stand for the node where no Node object says: those it would use to talk to the
+/// outside, which is also what a kubelet reports.
+pub(crate) fn guess_node_ips() -> Vec<IpAddr> {
+    // Any address behind the default route will do; these are for documentation.
+    let outside: [(IpAddr, IpAddr); 2] = [
+        (
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv4Addr::new(192, 0, 2, 1).into(),
+        ),
+        (
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        ),
+    ];
+    let source = |(any, target): (IpAddr, IpAddr)| {
+        // Connecting a UDP socket asks the routing table, and sends nothing.
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((target, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
     };
-    let first = |family| {
-        interface_ips
-            .iter()
-            .filter(is_global)
-            .find(|ip| IpFamily::of(**ip) == family)
-            .copied()
-    };
-    [IpFamily::V4, IpFamily::V6]
+    outside
         .into_iter()
-        .filter_map(first)
+        .filter_map(source)
+        .filter(|ip| !ip.is_loopback())
         .collect()
 }
 

@@ -30,10 +30,10 @@ fn node_settings(settings: &Settings) -> NodeSettings {
 }
 
 /// What is known of this node without a Node object: what the command line says, else what the
-/// interfaces suggest.
+/// routing table suggests.
 fn node_info(flags: &NodeFlags) -> NodeInfo {
     let ips = if flags.ips.is_empty() {
-        node::guess_node_ips(&node::interface_ips().unwrap_or_default())
+        node::guess_node_ips()
     } else {
         flags.ips.clone()
     };

@@ -124,6 +124,8 @@ async fn client(settings: &Settings) -> anyhow::Result<kube::Client> {
     if let Some(master) = &settings.master {
         config.cluster_url = parse_url(master)?;
     }
+    // The watches retry by themselves, and say so.
+    config.default_retry = false;
     kube::Client::try_from(config).context("making a client for the API server")
 }
 

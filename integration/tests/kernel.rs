@@ -1,0 +1,402 @@
+//! The library against a real kernel: what it commits is what `nft` would, and what it lists is
+//! what it committed.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use integration::fixtures::recorded;
+use integration::netns::{Namespace, in_sandbox};
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::diff::{Counts, Delta, diff};
+use nftproxy_core::model::{
+    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, NodePortAddresses,
+    Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
+    TrafficPolicy, V4, V6,
+};
+use nftproxy_core::render;
+use nftproxy_core::ruleset::FamilyRuleset;
+use nftproxy_core::ruleset::element::Element;
+use nftproxy_core::sync::Syncer;
+
+/// `n_services` Services with `n_endpoints` each, all dual-stack.
+fn large(n_services: u32, n_endpoints: u32) -> State {
+    let mut state = State::default();
+    for number in 0..n_services {
+        let name = ServiceName::new("load", &format!("service-{number}"));
+        let v4 = Ipv4Addr::from(0x0a60_0000 + number + 1);
+        let v6 = Ipv6Addr::from(0xfd00_0010_0096_0000_0000_0000_0000_0000 + u128::from(number) + 1);
+        state.apply_service(Service {
+            name: name.clone(),
+            created: 0,
+            cluster_ips: ClusterIps {
+                v4: Some(v4),
+                v6: Some(v6),
+            },
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            session_affinity: None,
+            ports: Box::new([ServicePort {
+                name: "http".into(),
+                protocol: Protocol::Tcp,
+                port: 80.try_into().unwrap(),
+                node_port: None,
+            }]),
+        });
+        let first = number * n_endpoints;
+        let v4 = |index| Ipv4Addr::from(0x0af4_0000 + first + index);
+        let v6 = |index| {
+            Ipv6Addr::from(0xfd00_0010_0244_0000_0000_0000_0000_0000 + u128::from(first + index))
+        };
+        let v4 = SliceEndpoints::V4((0..n_endpoints).map(v4).map(endpoint::<V4>).collect());
+        let v6 = SliceEndpoints::V6((0..n_endpoints).map(v6).map(endpoint::<V6>).collect());
+        for (suffix, endpoints) in [("v4", v4), ("v6", v6)] {
+            state.apply_slice(EndpointSlice {
+                name: SliceName::new("load", &format!("service-{number}-{suffix}")),
+                service: name.clone(),
+                ports: Box::new([SlicePort {
+                    name: "http".into(),
+                    protocol: Protocol::Tcp,
+                    port: 8080.try_into().unwrap(),
+                }]),
+                endpoints,
+            });
+        }
+    }
+    state
+}
+
+fn endpoint<F: Family>(address: F::Address) -> Endpoint<F> {
+    Endpoint {
+        address,
+        ready: true,
+        serving: true,
+        terminating: false,
+        locality: Locality::Remote,
+        hints: None,
+    }
+}
+
+fn nodes() -> Vec<(&'static str, Node)> {
+    let cidrs = DetectLocal::Cidrs(vec![
+        "10.244.0.0/16".parse().unwrap(),
+        "10.96.0.0/11".parse().unwrap(),
+        "fd00:10:244::/49".parse().unwrap(),
+    ]);
+    let only = |ips: &[&str]| {
+        NodePortAddresses::Only(ips.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect())
+    };
+    vec![
+        (
+            "cidrs",
+            Node {
+                detect_local: cidrs,
+                ..Node::default()
+            },
+        ),
+        (
+            "bridge",
+            Node {
+                detect_local: DetectLocal::BridgeInterface("cni0".into()),
+                node_port_addresses_v4: only(&["192.0.2.10", "192.0.2.11"]),
+                node_port_addresses_v6: only(&["2001:db8::10"]),
+                masquerade_mark: 1,
+                ..Node::default()
+            },
+        ),
+        (
+            "prefix",
+            Node {
+                detect_local: DetectLocal::InterfaceNamePrefix("veth".into()),
+                masquerade_mark: 1 << 31,
+                ..Node::default()
+            },
+        ),
+        (
+            "all",
+            Node {
+                masquerade_all: true,
+                ..Node::default()
+            },
+        ),
+    ]
+}
+
+fn commit<F: Family>(netlink: &mut Netlink, ruleset: &FamilyRuleset<F>) {
+    netlink.commit(&diff(None, ruleset)).unwrap();
+}
+
+/// What we commit and what `nft -f` makes of our script must list identically, as text and JSON.
+#[test]
+fn netlink_and_nft_agree() {
+    in_sandbox(|| {
+        let mut states = vec![
+            ("recorded", recorded("all.yaml")),
+            ("empty", State::default()),
+        ];
+        let mut several = recorded("after.yaml");
+        several.apply_service_cidr("odd", ["10.97.0.0/20".parse().unwrap()]);
+        states.push(("several service CIDRs", several));
+        for (name, state) in &states {
+            for (node_name, node) in nodes() {
+                let Compiled { v4, v6, .. } = compile(state, &node);
+                let ours = Namespace::new("ours").unwrap();
+                ours.run(|| {
+                    let mut netlink = Netlink::open().unwrap();
+                    commit(&mut netlink, &v4);
+                    commit(&mut netlink, &v6);
+                });
+                let theirs = Namespace::new("theirs").unwrap();
+                let script = render::ruleset(&v4) + &render::ruleset(&v6);
+                theirs
+                    .exec_with_input(&["nft", "-f", "-"], &script)
+                    .unwrap();
+                for command in [
+                    &["nft", "list", "ruleset"][..],
+                    &["nft", "-j", "list", "ruleset"],
+                ] {
+                    let (ours, theirs) =
+                        (ours.exec(command).unwrap(), theirs.exec(command).unwrap());
+                    pretty_assert(&ours, &theirs, &format!("{name}, {node_name}"));
+                }
+            }
+        }
+    });
+}
+
+fn pretty_assert(ours: &str, theirs: &str, what: &str) {
+    for (ours, theirs) in ours.lines().zip(theirs.lines()) {
+        assert_eq!(ours, theirs, "{what}");
+    }
+    assert_eq!(ours.lines().count(), theirs.lines().count(), "{what}");
+}
+
+/// What is listed is what was committed, so that a restart sends nothing.
+#[test]
+fn listing_gives_back_what_was_committed() {
+    in_sandbox(|| {
+        for (name, node) in nodes() {
+            let state = recorded("all.yaml");
+            Namespace::new("node").unwrap().run(|| {
+                let Compiled { v4, v6, .. } = compile(&state, &node);
+                check_round_trip(&v4, name);
+                check_round_trip(&v6, name);
+            });
+        }
+    });
+}
+
+fn check_round_trip<F: Family>(desired: &FamilyRuleset<F>, what: &str) {
+    let mut netlink = Netlink::open().unwrap();
+    assert_eq!(Kernel::<F>::list(&mut netlink).unwrap(), None, "{what}");
+    commit(&mut netlink, desired);
+    let observed = Kernel::<F>::list(&mut netlink).unwrap().unwrap();
+    assert_eq!(observed.foreign, Vec::<String>::new(), "{what}");
+    assert_eq!(observed.ruleset, *desired, "{what}");
+}
+
+/// The delta of a live change, through `nft -f` on one side and netlink on the other.
+#[test]
+fn rendered_deltas_do_the_same() {
+    in_sandbox(|| {
+        let (_, node) = nodes().remove(0);
+        let before = compile(&recorded("all.yaml"), &node).v4;
+        let mut later = recorded("after.yaml");
+        later.apply_service_cidr("second", ["10.200.0.0/16".parse().unwrap()]);
+        let after = compile(&later, &node).v4;
+
+        let ours = Namespace::new("ours").unwrap();
+        let delta = ours.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            commit(&mut netlink, &before);
+            let observed = Kernel::<V4>::list(&mut netlink).unwrap();
+            let delta = diff(observed.as_ref(), &after);
+            netlink.commit(&delta).unwrap();
+            delta
+        });
+        let theirs = Namespace::new("theirs").unwrap();
+        theirs
+            .exec_with_input(&["nft", "-f", "-"], &render::ruleset(&before))
+            .unwrap();
+        theirs
+            .exec_with_input(&["nft", "-f", "-"], &render::delta(&delta))
+            .unwrap();
+        let list = ["nft", "list", "ruleset"];
+        pretty_assert(
+            &ours.exec(&list).unwrap(),
+            &theirs.exec(&list).unwrap(),
+            "after the delta",
+        );
+        assert!(
+            delta.counts().elements() > 0 && delta.counts().rules > 0,
+            "{:?}",
+            delta.counts()
+        );
+    });
+}
+
+/// A batch of which one operation fails leaves nothing behind, and the error names the culprit.
+#[test]
+fn a_failing_batch_leaves_nothing() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        let Compiled { v4, .. } = compile(&recorded("all.yaml"), &Node::default());
+        namespace.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            commit(&mut netlink, &v4);
+        });
+        let list = ["nft", "list", "ruleset"];
+        let before = namespace.exec(&list).unwrap();
+        let error = namespace.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            let delta = Delta::<V4> {
+                add_elements: vec![
+                    Element::cluster_ip([10, 99, 0, 1].into()),
+                    Element::cluster_ip([10, 99, 0, 2].into()),
+                    // It exists, and elements are added exclusively.
+                    Element::cluster_ip([10, 96, 0, 1].into()),
+                    Element::cluster_ip([10, 99, 0, 3].into()),
+                ],
+                ..Delta::default()
+            };
+            netlink.commit(&delta).unwrap_err()
+        });
+        assert_eq!(
+            error.to_string(),
+            "the kernel refused adding element { 10.96.0.1 } of cluster-ips in table ip nftproxy"
+        );
+        let ApplyError::Refused { source, .. } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::AlreadyExists);
+        assert_eq!(namespace.exec(&list).unwrap(), before);
+    });
+}
+
+/// 10,000 Services of 5 endpoints, in both families: over message limits, in a bounded number of
+/// messages, and nothing is sent the second time, by the same process or the next.
+#[test]
+fn a_large_cluster_loads_and_a_second_sync_sends_nothing() {
+    in_sandbox(|| {
+        if !nix_is_initial_root() {
+            return integration::netns::skip(
+                "a batch of this size needs CAP_NET_ADMIN in the initial user namespace",
+            );
+        }
+        let state = large(10_000, 5);
+        Namespace::new("node").unwrap().run(|| {
+            check_large::<V4>(&state);
+            check_large::<V6>(&state);
+        });
+    });
+}
+
+fn check_large<F: Family>(state: &State) {
+    let node = Node::default();
+    let nothing = BTreeSet::new();
+    let mut syncer = Syncer::<F, _>::new(Netlink::open().unwrap());
+    let report = syncer.sync(state, &node, &nothing).unwrap();
+    // A ClusterIP, a verdict and five slots each.
+    assert_eq!(report.counts.added_elements, 70_000);
+    assert!(report.committed.messages < 300, "{:?}", report.committed);
+
+    let again = syncer.sync(state, &node, &nothing).unwrap();
+    assert_eq!((again.full, again.counts), (false, Counts::default()));
+
+    let mut restarted = Syncer::<F, _>::new(Netlink::open().unwrap());
+    let report = restarted.sync(state, &node, &nothing).unwrap();
+    assert_eq!((report.full, report.counts), (true, Counts::default()));
+}
+
+/// Whether root is the machine's, rather than that of a user namespace.
+fn nix_is_initial_root() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// What others put into our table is removed by a full sync, in the same batch that restores ours.
+#[test]
+fn a_foreign_object_or_a_flush_is_mended() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        let state = recorded("all.yaml");
+        let node = Node::default();
+        let nothing = BTreeSet::new();
+        let mut syncer = namespace.run(|| Syncer::<V4, _>::new(Netlink::open().unwrap()));
+        syncer.sync(&state, &node, &nothing).unwrap();
+        let list = ["nft", "list", "table", "ip", "nftproxy"];
+        let good = namespace.exec(&list).unwrap();
+        for vandalism in [
+            "flush ruleset",
+            "add chain ip nftproxy intruder",
+            "add set ip nftproxy intruder { type mark; }",
+            "add rule ip nftproxy services counter drop",
+            "flush chain ip nftproxy services",
+            "flush map ip nftproxy services",
+            "add element ip nftproxy cluster-ips { 1.2.3.4 }",
+            "delete element ip nftproxy endpoints { 10.96.0.1 . tcp . 443 . 0 }",
+            "flush chain ip nftproxy pick-1",
+        ] {
+            namespace
+                .exec_with_input(&["nft", "-f", "-"], vandalism)
+                .unwrap();
+            assert_ne!(
+                namespace.exec(&list).ok(),
+                Some(good.clone()),
+                "{vandalism}"
+            );
+            syncer.distrust();
+            syncer.sync(&state, &node, &nothing).unwrap();
+            let mended = namespace.exec(&list).unwrap();
+            // Elements of a hash set come in any order after a rebuild.
+            let sorted = |text: &str| {
+                let mut words: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
+                words.sort();
+                words
+            };
+            assert_eq!(sorted(&mended).len(), sorted(&good).len(), "{vandalism}");
+            let observed = Kernel::<V4>::list(syncer.kernel_mut()).unwrap().unwrap();
+            assert_eq!(observed.ruleset, compile(&state, &node).v4, "{vandalism}");
+        }
+    });
+}
+
+/// Pick chains that are no longer needed go in a batch of their own.
+#[test]
+fn unused_picks_are_deleted_later() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        let mut syncer = namespace.run(|| Syncer::<V4, _>::new(Netlink::open().unwrap()));
+        let node = Node::default();
+        let mut state = large(1, 7);
+        let dirty = state.take_dirty();
+        syncer.sync(&state, &node, &dirty).unwrap();
+        state.apply_slice(
+            large(1, 3)
+                .slices(&ServiceName::new("load", "service-0"))
+                .next()
+                .unwrap()
+                .clone(),
+        );
+        let dirty = state.take_dirty();
+        syncer.sync(&state, &node, &dirty).unwrap();
+        let chains = || namespace.exec(&["nft", "list", "chains", "ip"]).unwrap();
+        assert!(chains().contains("pick-7") && chains().contains("pick-3"));
+        assert_eq!(syncer.delete_unused_picks().unwrap(), 1);
+        assert!(!chains().contains("pick-7") && chains().contains("pick-3"));
+    });
+}
+
+/// Without CAP_NET_ADMIN the error says what is missing.
+#[test]
+fn an_unprivileged_process_is_told_so() {
+    if !nix::unistd::geteuid().is_root() {
+        let error = Kernel::<V4>::list(&mut Netlink::open().unwrap()).unwrap_err();
+        assert!(matches!(error, ApplyError::NotPermitted), "{error}");
+    }
+}
