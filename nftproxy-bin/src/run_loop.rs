@@ -327,3 +327,188 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         node::node(&self.settings, info, &interface_ips)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::sync::{Arc, Mutex};
+
+    use nftproxy_core::apply::Committed;
+    use nftproxy_core::apply::fake::FakeKernel;
+    use nftproxy_core::diff::{Delta, Observed};
+    use nftproxy_core::model::{ClusterIps, Service, TrafficPolicy};
+    use tokio::sync::mpsc;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::config;
+
+    const PACE: Pace = Pace {
+        min_sync_period: Duration::from_secs(1),
+        sync_period: Duration::from_secs(30),
+    };
+
+    /// A fake kernel that the test can look into while the loop has it.
+    #[derive(Clone, Default)]
+    struct Shared<F: Family>(Arc<Mutex<FakeKernel<F>>>);
+
+    impl<F: Family> Shared<F> {
+        fn commits(&self) -> usize {
+            self.0.lock().unwrap().commits.len()
+        }
+
+        fn fail_next(&self) {
+            self.0.lock().unwrap().fail_next(nix::libc::ENOMEM);
+        }
+    }
+
+    impl<F: Family> Kernel<F> for Shared<F> {
+        fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+            self.0.lock().unwrap().list()
+        }
+
+        fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
+            if delta.is_empty() {
+                return Ok(Committed::default());
+            }
+            self.0.lock().unwrap().commit(delta)
+        }
+    }
+
+    struct Fixture {
+        v4: Shared<V4>,
+        v6: Shared<V6>,
+        events: mpsc::Sender<Event>,
+    }
+
+    /// A loop that runs in the background, and knows the node if it is told so.
+    fn start(is_node_known: bool) -> Fixture {
+        let settings = NodeSettings {
+            bind_address: [0, 0, 0, 0].into(),
+            detect_local: config::DetectLocal::NodeCidr,
+            node_port_addresses: config::NodePortAddresses::Primary,
+            masquerade_bit: 14,
+            masquerade_all: false,
+        };
+        let info = NodeInfo {
+            ips: vec![[192, 0, 2, 10].into()],
+            ..NodeInfo::default()
+        };
+        let (v4, v6) = (Shared::default(), Shared::default());
+        let (events, receiver) = mpsc::channel(16);
+        let info = is_node_known.then_some(info);
+        let proxy = Proxy::new(v4.clone(), v6.clone(), settings, info, || Ok(Vec::new()));
+        tokio::spawn(proxy.run(receiver, PACE));
+        Fixture { v4, v6, events }
+    }
+
+    impl Fixture {
+        async fn send(&self, event: Event) {
+            self.events.send(event).await.unwrap();
+        }
+
+        async fn complete_lists(&self) {
+            self.send(Event::ServicesListed(BTreeSet::new())).await;
+            self.send(Event::SlicesListed(BTreeSet::new())).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn service(number: u8) -> Event {
+        Event::ServiceApplied(Service {
+            name: ServiceName::new("test", &format!("service-{number}")),
+            created: 0,
+            cluster_ips: ClusterIps {
+                v4: Some(Ipv4Addr::new(10, 96, 0, number)),
+                v6: None,
+            },
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            session_affinity: None,
+            ports: Box::new([nftproxy_core::model::ServicePort {
+                name: "".into(),
+                protocol: nftproxy_core::model::Protocol::Tcp,
+                port: 80.try_into().unwrap(),
+                node_port: None,
+            }]),
+        })
+    }
+
+    /// O-91
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_written_before_both_lists_are_complete() {
+        let fixture = start(true);
+        fixture.send(service(1)).await;
+        fixture
+            .send(Event::ServicesListed(
+                [ServiceName::new("test", "service-1")].into(),
+            ))
+            .await;
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!((fixture.v4.commits(), fixture.v6.commits()), (0, 0));
+        fixture.send(Event::SlicesListed(BTreeSet::new())).await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!((fixture.v4.commits(), fixture.v6.commits()), (1, 1));
+    }
+
+    /// O-70: an absent Node object delays the first sync, but not for ever.
+    #[tokio::test(start_paused = true)]
+    async fn an_unknown_node_delays_the_first_sync() {
+        let fixture = start(false);
+        fixture.complete_lists().await;
+        sleep(NODE_PATIENCE - Duration::from_secs(1)).await;
+        assert_eq!(fixture.v4.commits(), 0);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(fixture.v4.commits(), 1);
+    }
+
+    /// O-99
+    #[tokio::test(start_paused = true)]
+    async fn a_lone_event_is_synced_at_once_and_a_burst_together() {
+        let fixture = start(true);
+        fixture.complete_lists().await;
+        sleep(Duration::from_secs(10)).await;
+        fixture.send(service(1)).await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(fixture.v4.commits(), 2, "the first was of the empty lists");
+        for number in 2..12 {
+            fixture.send(service(number)).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(fixture.v4.commits(), 2, "the minimum period is not over");
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(fixture.v4.commits(), 3);
+        assert_eq!(
+            fixture.v6.commits(),
+            1,
+            "there is nothing for it in that family"
+        );
+    }
+
+    /// O-101, O-104
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_sync_is_retried_and_holds_the_other_family_not_up() {
+        let fixture = start(true);
+        fixture.v4.fail_next();
+        fixture.complete_lists().await;
+        assert_eq!((fixture.v4.commits(), fixture.v6.commits()), (0, 1));
+        sleep(PACE.sync_period - Duration::from_secs(1)).await;
+        assert_eq!(fixture.v4.commits(), 0);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(fixture.v4.commits(), 1);
+    }
+
+    /// O-101: a change brings the retry forward.
+    #[tokio::test(start_paused = true)]
+    async fn a_change_brings_the_retry_forward() {
+        let fixture = start(true);
+        fixture.v4.fail_next();
+        fixture.complete_lists().await;
+        fixture.send(service(1)).await;
+        sleep(PACE.min_sync_period + Duration::from_millis(1)).await;
+        assert_eq!(fixture.v4.commits(), 1);
+    }
+}

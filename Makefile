@@ -1,0 +1,41 @@
+# Plain `make` lists the targets.
+
+# What a Debian system needs beside Rust: to build, and for the tests and the demo.
+PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 conntrack util-linux
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bless
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install the Debian packages that are missing
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs, or set CARGO"; exit 1; }
+	@missing=""; \
+	for package in $(PACKAGES); do \
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q '^install ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" != 0 ]; then echo "These packages are missing; as root: apt-get install$$missing"; exit 1; fi; \
+	echo "installing$$missing"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+
+demo: setup ## see it work: namespaces, real packets, live changes (root)
+	$(CARGO) build --package nftproxy-bin --package integration
+	$(CARGO) run --quiet --package integration --bin demo
+
+test: setup ## all tests, namespaces with real packets included
+	$(CARGO) test --workspace
+
+check: setup ## formatting, lints, docs, dependencies
+	$(CARGO) fmt --check
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	$(CARGO) check --package nftproxy-core --no-default-features
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
+	else echo "cargo-deny is not installed; dependencies are not checked"; fi
+
+bless: setup ## write the goldens anew; read the difference before committing it
+	BLESS=1 $(CARGO) test --package nftproxy-core --test golden
+	BLESS=1 $(CARGO) test --package integration --test docs
