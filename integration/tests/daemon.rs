@@ -73,6 +73,7 @@ fn node() -> Node {
         detect_local: DetectLocal::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
         node_port_addresses_v4: only(NODE_IPS[0]),
         node_port_addresses_v6: only(NODE_IPS[1]),
+        ips: NODE_IPS.map(|ip| ip.parse().unwrap()).to_vec(),
         ..Node::default()
     }
 }

@@ -95,6 +95,10 @@ pub(crate) fn node(
         },
         node_port_addresses_v4: node_port_addresses(IpFamily::V4),
         node_port_addresses_v6: node_port_addresses(IpFamily::V6),
+        ips: [IpFamily::V4, IpFamily::V6]
+            .into_iter()
+            .filter_map(|family| info.ip(family, settings.bind_address))
+            .collect(),
         masquerade_all: settings.masquerade_all,
         masquerade_mark: 1 << settings.masquerade_bit,
     }

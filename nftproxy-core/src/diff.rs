@@ -91,6 +91,11 @@ impl<F: Family> Delta<F> {
 
     /// Adds what turns the fixed chains of `observed` into those of `desired`.
     pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
+        let gone = observed
+            .chains
+            .keys()
+            .filter(|chain| !desired.chains.contains_key(chain));
+        self.delete_chains.extend(gone);
         for (chain, rules) in &desired.chains {
             match observed.chains.get(chain) {
                 Some(current) if current == rules => continue,

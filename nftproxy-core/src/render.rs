@@ -113,7 +113,11 @@ pub fn listing<F: Family>(ruleset: &FamilyRuleset<F>) -> String {
         } else {
             "map"
         };
-        let _ = writeln!(out, "\n\t{kind} {set} {{\n\t\t{}", schema.nft::<F>());
+        let _ = writeln!(
+            out,
+            "\n\t{kind} {set} {{\n\t\t{}",
+            schema.nft::<F>().replace("; ", "\n\t\t")
+        );
         let elements: Vec<_> = ruleset
             .elements
             .iter()

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel};
-use crate::compile::{Changes, Compilation, Note, Seeds, skeleton};
+use crate::compile::{Changes, Compilation, Features, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
@@ -29,6 +29,7 @@ pub struct Syncer<F: Family, K> {
 struct Installed<F: Family> {
     node: Node,
     service_cidrs: Vec<(F::Address, u8)>,
+    features: Features,
     skeleton: Skeleton,
     /// Pick chains, needed or not.
     picks: BTreeSet<Pick>,
@@ -173,9 +174,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         };
         let notes = self.compile(state, node, dirty, &seeds).notes;
         let service_cidrs = state.service_cidrs::<F>();
+        let features = self.compilation.features();
         let desired = self
             .compilation
-            .ruleset(skeleton::<F>(node, &service_cidrs));
+            .ruleset(skeleton::<F>(node, &service_cidrs, features));
         let delta = diff(observed.as_ref(), &desired);
         timings.compile += start.elapsed();
 
@@ -188,6 +190,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         self.installed = Some(Installed {
             node: node.clone(),
             service_cidrs,
+            features,
             skeleton,
             picks,
         });
@@ -215,7 +218,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         dirty: &BTreeSet<ServiceName>,
         seeds: &Seeds<F>,
     ) -> Changes<F> {
-        let all_depend_on = |node: &Node| node.zone.clone();
+        let all_depend_on = |node: &Node| (node.zone.clone(), node.ips.clone());
         let changes = if self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node))
         {
             self.compilation.update(state, node, dirty, seeds)
@@ -261,11 +264,16 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         installed.picks.extend(missing);
 
         let service_cidrs = state.service_cidrs::<F>();
-        if installed.node != *node || installed.service_cidrs != service_cidrs {
-            let desired = skeleton::<F>(node, &service_cidrs);
+        let features = self.compilation.features();
+        if installed.node != *node
+            || installed.service_cidrs != service_cidrs
+            || installed.features != features
+        {
+            let desired = skeleton::<F>(node, &service_cidrs, features);
             delta.change_skeleton(&installed.skeleton, &desired);
             installed.node = node.clone();
             installed.service_cidrs = service_cidrs;
+            installed.features = features;
             installed.skeleton = desired;
         }
         // Elements of one set share a message.

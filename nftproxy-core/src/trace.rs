@@ -410,11 +410,7 @@ impl<'a, F: Family> Tracer<'a, F> {
                 data,
             } => {
                 let key = flight.value(*register, schema(*set).key_len::<F>());
-                let found = self
-                    .elements
-                    .get(set)
-                    .and_then(|elements| elements.get(key));
-                let Some(element) = found else {
+                let Some(element) = self.find(*set, key) else {
                     return Ok(After::Break);
                 };
                 match (data, element.data()) {
@@ -430,6 +426,12 @@ impl<'a, F: Family> Tracer<'a, F> {
                         flight.load(*to, &value);
                     }
                     (LookupData::Verdict | LookupData::Load(_), _) => return Ok(After::Break),
+                }
+            }
+            Expr::LookupAbsent { set, register } => {
+                let key = flight.value(*register, schema(*set).key_len::<F>());
+                if self.find(*set, key).is_some() {
+                    return Ok(After::Break);
                 }
             }
             Expr::Verdict(verdict) => return Ok(After::Verdict(*verdict)),
@@ -461,6 +463,27 @@ impl<'a, F: Family> Tracer<'a, F> {
             }
         }
         Ok(After::Next)
+    }
+}
+
+impl<'a, F: Family> Tracer<'a, F> {
+    /// The element that has the key, or whose range does.
+    fn find(&self, set: SetName, key: &[u8]) -> Option<&'a Element<F>> {
+        let elements = self.elements.get(&set)?;
+        if !schema(set).is_interval() {
+            return elements.get(key).copied();
+        }
+        // Keys of a destination are equal but for the address at their end, in network byte order.
+        let fixed = key.len() - F::ADDRESS_LEN;
+        let is_in_range = |(first, element): &(&Vec<u8>, &&'a Element<F>)| {
+            let mut last = Vec::new();
+            element.write_key_end(&mut last);
+            first[..fixed] == key[..fixed] && first.as_slice() <= key && key <= last.as_slice()
+        };
+        elements
+            .iter()
+            .find(is_in_range)
+            .map(|(_, element)| *element)
     }
 }
 

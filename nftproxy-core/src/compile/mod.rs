@@ -26,7 +26,7 @@ use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
 
-pub use skeleton::{pick as pick_rules, skeleton};
+pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,8 @@ fn compile_family<F: Family>(
             .update(state, node, all, &Seeds::default())
             .notes,
     );
-    compilation.ruleset(skeleton::<F>(node, &state.service_cidrs::<F>()))
+    let service_cidrs = state.service_cidrs::<F>();
+    compilation.ruleset(skeleton::<F>(node, &service_cidrs, compilation.features()))
 }
 
 /// Something that was left out of the ruleset, and why.
@@ -165,6 +166,8 @@ pub struct Compilation<F: Family> {
     cluster_ips: Counted<F::Address>,
     hairpin: Counted<F::Address>,
     picks: Counted<Pick>,
+    /// How many routes have source ranges.
+    n_restricted: usize,
     node_port_ips: BTreeSet<F::Address>,
 }
 
@@ -176,6 +179,7 @@ impl<F: Family> Default for Compilation<F> {
             cluster_ips: Counted::default(),
             hairpin: Counted::default(),
             picks: Counted::default(),
+            n_restricted: 0,
             node_port_ips: BTreeSet::new(),
         }
     }
@@ -222,6 +226,13 @@ impl<F: Family> Compilation<F> {
             .extend(hairpin.come.into_iter().map(Element::hairpin));
         self.update_node_port_ips(node, &mut changes);
         changes
+    }
+
+    /// Which optional chains the elements need.
+    pub fn features(&self) -> Features {
+        Features {
+            source_ranges: self.n_restricted > 0,
+        }
     }
 
     /// The pick chains that the elements refer to, in order.
@@ -360,7 +371,7 @@ impl<F: Family> Compilation<F> {
         service: &Service,
         port: &crate::model::ServicePort,
         comment: Arc<str>,
-        routes: Vec<port::Route<F>>,
+        mut routes: Vec<port::Route<F>>,
         old: &Option<PortRules<F>>,
         seeds: &Seeds<F>,
     ) -> PortRules<F> {
@@ -372,7 +383,13 @@ impl<F: Family> Compilation<F> {
             Some(old) => (&*old.cluster, &*old.local),
             None => seeds.of_routes(&routes),
         };
+        let sources = port::sources::<F>(service, node);
+        // The range of everything, given or put together, is no restriction.
+        if sources.iter().any(|(_, len)| *len == 0) {
+            routes.iter_mut().for_each(|route| route.restricted = false);
+        }
         PortRules {
+            sources: sources.into(),
             comment,
             cluster: slots::assign(cluster, &usable.cluster),
             local: if has_local {
@@ -391,6 +408,7 @@ impl<F: Family> Compilation<F> {
             .iter()
             .for_each(|address| self.hairpin.add(*address));
         picks_of(rules).for_each(|pick| self.picks.add(pick));
+        self.n_restricted += n_restricted(rules);
     }
 
     fn discount(&mut self, rules: &PortRules<F>) {
@@ -399,6 +417,7 @@ impl<F: Family> Compilation<F> {
             .iter()
             .for_each(|address| self.hairpin.remove(*address));
         picks_of(rules).for_each(|pick| self.picks.remove(pick));
+        self.n_restricted -= n_restricted(rules);
     }
 
     fn update_node_port_ips(&mut self, node: &Node, changes: &mut Changes<F>) {
@@ -477,6 +496,10 @@ fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
     claims.sort();
     claims.dedup_by_key(|(destination, _)| *destination);
     claims
+}
+
+fn n_restricted<F: Family>(rules: &PortRules<F>) -> usize {
+    rules.routes.iter().filter(|route| route.restricted).count()
 }
 
 fn picks_of<F: Family>(rules: &PortRules<F>) -> impl Iterator<Item = Pick> {

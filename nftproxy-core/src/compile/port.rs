@@ -1,8 +1,11 @@
 //! One Service port's part of the ruleset.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::model::{EndpointAddress, Family, Service, ServicePort, TrafficPolicy, VirtualAddress};
+use ipnet::IpNet;
+
+use crate::model::{EndpointAddress, Family, Node, Service, ServicePort, TrafficPolicy};
 use crate::ruleset::element::{Destination, Element, Role};
 use crate::ruleset::expr::Verdict;
 use crate::ruleset::name::{COMMENT_MAX_LEN, ChainName, Pick, SlotMap};
@@ -16,6 +19,8 @@ pub(super) struct Route<F: Family> {
     pub(super) kind: RouteKind,
     /// The traffic policy for this kind.
     pub(super) policy: TrafficPolicy,
+    /// Whether only the port's [`PortRules::sources`] may reach it.
+    pub(super) restricted: bool,
 }
 
 /// By which field an address or port belongs to a Service; the order is that of precedence.
@@ -38,6 +43,8 @@ pub(super) struct PortRules<F: Family> {
     pub(super) cluster: Box<[EndpointAddress<F>]>,
     /// Slots for policy `Local`; none if no route has it.
     pub(super) local: Box<[EndpointAddress<F>]>,
+    /// Who may reach restricted routes: address and prefix length, disjoint, in order.
+    pub(super) sources: Box<[(F::Address, u8)]>,
     /// Endpoints that may be on this node.
     pub(super) hairpin: Box<[F::Address]>,
 }
@@ -66,44 +73,102 @@ pub(super) fn comment(service: &Service, port: &ServicePort) -> Arc<str> {
 
 /// The destinations of a port, in order of precedence, each once.
 pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Route<F>> {
+    let Some(cluster_ip) = service.cluster_ip::<F>() else {
+        return Vec::new();
+    };
+    let is_restricted = service
+        .source_ranges
+        .iter()
+        .any(|range| F::prefix(range).is_some());
+    let of_family = |ips: &[IpAddr]| {
+        ips.iter()
+            .copied()
+            .filter_map(F::address)
+            .collect::<Vec<_>>()
+    };
     let mut routes: Vec<Route<F>> = Vec::new();
-    let mut add = |address, kind, policy, number| {
+    let mut add = |address, kind, policy, number, restricted| {
         let destination = Destination {
             address,
             protocol: port.protocol,
             port: number,
         };
-        if !routes.iter().any(|route| route.destination == destination) {
-            routes.push(Route {
+        match routes
+            .iter_mut()
+            .find(|route| route.destination == destination)
+        {
+            // An address that is given twice has the source ranges of either.
+            Some(route) => route.restricted |= restricted,
+            None => routes.push(Route {
                 destination,
                 kind,
                 policy,
-            });
+                restricted,
+            }),
         }
     };
-    for address in service.virtual_addresses::<F>() {
-        match address {
-            VirtualAddress::ClusterIp(address) => {
-                let policy = service.internal_traffic_policy;
-                add(Some(address), RouteKind::ClusterIp, policy, port.port);
-            }
-            VirtualAddress::ExternalIp(address) | VirtualAddress::LoadBalancerIp(address) => {
-                let policy = service.external_traffic_policy;
-                add(Some(address), RouteKind::External, policy, port.port);
-            }
-        }
-    }
-    if let Some(node_port) = port.node_port
-        && service.cluster_ip::<F>().is_some()
-    {
+    let (internal, external) = (
+        service.internal_traffic_policy,
+        service.external_traffic_policy,
+    );
+    add(
+        Some(cluster_ip),
+        RouteKind::ClusterIp,
+        internal,
+        port.port,
+        false,
+    );
+    for address in of_family(&service.external_ips) {
         add(
-            None,
+            Some(address),
             RouteKind::External,
-            service.external_traffic_policy,
-            node_port,
+            external,
+            port.port,
+            false,
         );
     }
+    for address in of_family(&service.load_balancer_ips) {
+        add(
+            Some(address),
+            RouteKind::External,
+            external,
+            port.port,
+            is_restricted,
+        );
+    }
+    if let Some(node_port) = port.node_port {
+        add(None, RouteKind::External, external, node_port, false);
+    }
     routes
+}
+
+/// The sources that may reach a Service's load-balancer addresses: address and prefix length,
+/// disjoint, in order.
+pub(super) fn sources<F: Family>(service: &Service, node: &Node) -> Vec<(F::Address, u8)> {
+    let of_family: Vec<IpNet> = service
+        .source_ranges
+        .iter()
+        .filter(|range| F::prefix(range).is_some())
+        .copied()
+        .collect();
+    let contains_node = node
+        .ips
+        .iter()
+        .filter(|ip| F::address(**ip).is_some())
+        .any(|ip| of_family.iter().any(|range| range.contains(ip)));
+    let mut sources = of_family;
+    if contains_node {
+        // A node that has the address itself talks to the Service from it.
+        let own = service
+            .load_balancer_ips
+            .iter()
+            .filter(|ip| F::address(**ip).is_some());
+        sources.extend(own.map(|ip| IpNet::from(*ip)));
+    }
+    IpNet::aggregate(&sources)
+        .iter()
+        .filter_map(F::prefix)
+        .collect()
 }
 
 impl<F: Family> PortRules<F> {
@@ -114,6 +179,7 @@ impl<F: Family> PortRules<F> {
                 destination,
                 kind,
                 policy,
+                restricted: _,
             } = *route;
             let node_port = destination.address.is_none();
             let (cluster_map, local_map) = if node_port {
@@ -150,10 +216,16 @@ impl<F: Family> PortRules<F> {
         })
     }
 
-    /// The elements of the verdict maps, in order.
-    pub(super) fn verdicts(&self) -> Vec<Element<F>> {
+    /// The elements but those of slots, in order.
+    pub(super) fn fixed_elements(&self) -> Vec<Element<F>> {
         let mut elements = Vec::with_capacity(self.routes.len() * 2);
         for route in &self.routes {
+            if route.restricted {
+                let Route { destination, .. } = *route;
+                elements.push(Element::restricted(destination).with_comment(self.comment.clone()));
+                let allowed = |prefix: &_| Element::allowed_source(destination, *prefix);
+                elements.extend(self.sources.iter().map(allowed));
+            }
             self.route_verdicts(route, &mut elements);
         }
         elements.sort();
@@ -165,6 +237,7 @@ impl<F: Family> PortRules<F> {
             destination,
             kind,
             policy,
+            restricted: _,
         } = *route;
         let node_port = destination.address.is_none();
         let mut add = |role, verdict| {
@@ -239,20 +312,20 @@ pub(super) fn diff<F: Family>(
     delete: &mut Vec<Element<F>>,
     add: &mut Vec<Element<F>>,
 ) {
-    let old_verdicts = old.map(PortRules::verdicts).unwrap_or_default();
-    let new_verdicts = new.map(PortRules::verdicts).unwrap_or_default();
+    let old_fixed = old.map(PortRules::fixed_elements).unwrap_or_default();
+    let new_fixed = new.map(PortRules::fixed_elements).unwrap_or_default();
     let missing_in =
         |elements: &[Element<F>], element: &Element<F>| elements.binary_search(element).is_err();
     delete.extend(
-        old_verdicts
+        old_fixed
             .iter()
-            .filter(|&gone| missing_in(&new_verdicts, gone))
+            .filter(|&gone| missing_in(&new_fixed, gone))
             .cloned(),
     );
     add.extend(
-        new_verdicts
+        new_fixed
             .iter()
-            .filter(|&come| missing_in(&old_verdicts, come))
+            .filter(|&come| missing_in(&old_fixed, come))
             .cloned(),
     );
 

@@ -7,8 +7,20 @@ use crate::ruleset::expr::{Match, Reject, Statement, Verdict};
 use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::{Rule, Skeleton};
 
+/// Which optional chains there are. Connections pay for each, so they exist while something needs
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Features {
+    /// Some Service has source ranges.
+    pub source_ranges: bool,
+}
+
 /// Builds the fixed chains from the node's settings and the ServiceCIDRs of the family.
-pub fn skeleton<F: Family>(node: &Node, service_cidrs: &[(F::Address, u8)]) -> Skeleton {
+pub fn skeleton<F: Family>(
+    node: &Node,
+    service_cidrs: &[(F::Address, u8)],
+    features: Features,
+) -> Skeleton {
     let detector = node.detector::<F>();
     let mark = node.masquerade_mark;
     let jump = |chain| vec![Rule::new::<F>([Statement::Verdict(Verdict::Jump(chain))])];
@@ -52,9 +64,13 @@ pub fn skeleton<F: Family>(node: &Node, service_cidrs: &[(F::Address, u8)]) -> S
         (ChainName::Guard, guard::<F>(node, service_cidrs)),
         (ChainName::Refuse, refuse::<F>()),
     ];
-    Skeleton {
-        chains: BTreeMap::from(chains),
+    let mut chains = BTreeMap::from(chains);
+    let Features { source_ranges } = features;
+    if source_ranges {
+        chains.insert(ChainName::PreroutingSourceRanges, other_sources::<F>());
+        chains.insert(ChainName::OutputSourceRanges, other_sources::<F>());
     }
+    Skeleton { chains }
 }
 
 /// The body of a pick chain.
@@ -68,6 +84,19 @@ pub fn pick<F: Family>(pick: Pick) -> Vec<Rule> {
         map: map.set(),
         n: n.get(),
     }])]
+}
+
+/// The range lookup is the dearer one, so only connections to restricted destinations make it.
+///
+/// ```nft
+/// ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @allowed-sources drop
+/// ```
+fn other_sources<F: Family>() -> Vec<Rule> {
+    vec![Rule::new::<F>([
+        Statement::In(SetName::Restricted),
+        Statement::NotIn(SetName::AllowedSources),
+        Statement::Verdict(Verdict::Drop),
+    ])]
 }
 
 /// ```nft

@@ -85,6 +85,8 @@ pub trait Family:
     fn write_address(address: Self::Address, out: &mut Vec<u8>);
     /// Reads an address in network byte order; `None` unless `bytes` has [`Self::ADDRESS_LEN`].
     fn read_address(bytes: &[u8]) -> Option<Self::Address>;
+    /// The last address of the prefix of this length that starts at `first`.
+    fn last_of_prefix(first: Self::Address, len: u8) -> Self::Address;
     /// The slice's endpoints, if it is a slice of this family.
     fn endpoints(endpoints: &SliceEndpoints) -> Option<&[Endpoint<Self>]>;
 
@@ -124,6 +126,11 @@ impl Family for V4 {
         <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
     }
 
+    fn last_of_prefix(first: Ipv4Addr, len: u8) -> Ipv4Addr {
+        let host_bits = u32::MAX.checked_shr(len.into()).unwrap_or_default();
+        Ipv4Addr::from_bits(first.to_bits() | host_bits)
+    }
+
     fn endpoints(endpoints: &SliceEndpoints) -> Option<&[Endpoint<V4>]> {
         match endpoints {
             SliceEndpoints::V4(endpoints) => Some(endpoints),
@@ -152,6 +159,11 @@ impl Family for V6 {
 
     fn read_address(bytes: &[u8]) -> Option<Ipv6Addr> {
         <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)
+    }
+
+    fn last_of_prefix(first: Ipv6Addr, len: u8) -> Ipv6Addr {
+        let host_bits = u128::MAX.checked_shr(len.into()).unwrap_or_default();
+        Ipv6Addr::from_bits(first.to_bits() | host_bits)
     }
 
     fn endpoints(endpoints: &SliceEndpoints) -> Option<&[Endpoint<V6>]> {

@@ -16,7 +16,5 @@ pub use endpoint::{
 };
 pub use family::{Family, IpFamily, V4, V6};
 pub use node::{DetectLocal, Detector, Node, NodePortAddresses};
-pub use service::{
-    ClusterIps, Protocol, Service, ServiceName, ServicePort, TrafficPolicy, VirtualAddress,
-};
+pub use service::{ClusterIps, Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
 pub use state::State;

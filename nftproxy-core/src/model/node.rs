@@ -18,6 +18,9 @@ pub struct Node {
     pub node_port_addresses_v4: NodePortAddresses,
     /// Which local addresses accept NodePort connections, IPv6.
     pub node_port_addresses_v6: NodePortAddresses,
+    /// The node's own address in each family, where known. A load balancer may put a Service's
+    /// address on the node; source ranges with the node's address let such traffic pass.
+    pub ips: Vec<IpAddr>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
     /// The packet mark that asks for masquerading, a single bit (host byte order).
@@ -31,6 +34,7 @@ impl Default for Node {
             detect_local: DetectLocal::Cidrs(Vec::new()),
             node_port_addresses_v4: NodePortAddresses::All,
             node_port_addresses_v6: NodePortAddresses::All,
+            ips: Vec::new(),
             masquerade_all: false,
             masquerade_mark: 1 << 14,
         }

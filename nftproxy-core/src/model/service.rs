@@ -129,17 +129,6 @@ pub struct Service {
     pub ports: Box<[ServicePort]>,
 }
 
-/// An address under which a Service can be reached, by the field it comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum VirtualAddress<F: Family> {
-    /// From `spec.clusterIPs`.
-    ClusterIp(F::Address),
-    /// From `spec.externalIPs`.
-    ExternalIp(F::Address),
-    /// From `status.loadBalancer.ingress`.
-    LoadBalancerIp(F::Address),
-}
-
 impl Service {
     /// The ClusterIP of a family.
     pub fn cluster_ip<F: Family>(&self) -> Option<F::Address> {
@@ -148,33 +137,6 @@ impl Service {
             IpFamily::V6 => self.cluster_ips.v6.map(IpAddr::V6),
         };
         ip.and_then(F::address)
-    }
-
-    /// All addresses of a family: the ClusterIP, then external IPs, then load-balancer IPs.
-    ///
-    /// Empty without a ClusterIP in the family. The same address may come twice.
-    pub fn virtual_addresses<F: Family>(&self) -> Vec<VirtualAddress<F>> {
-        let Some(cluster_ip) = self.cluster_ip::<F>() else {
-            return Vec::new();
-        };
-        let of_family = |ips: &[IpAddr]| {
-            ips.iter()
-                .copied()
-                .filter_map(F::address)
-                .collect::<Vec<_>>()
-        };
-        let mut addresses = vec![VirtualAddress::ClusterIp(cluster_ip)];
-        addresses.extend(
-            of_family(&self.external_ips)
-                .into_iter()
-                .map(VirtualAddress::ExternalIp),
-        );
-        addresses.extend(
-            of_family(&self.load_balancer_ips)
-                .into_iter()
-                .map(VirtualAddress::LoadBalancerIp),
-        );
-        addresses
     }
 }
 

@@ -57,6 +57,8 @@ pub enum Key<F: Family> {
     Destination(Destination<F>),
     /// The slot of an endpoint, counted from 0.
     Slot(Destination<F>, u32),
+    /// A range of sources that may reach a virtual address: its first address and prefix length.
+    Source(Destination<F>, F::Address, u8),
 }
 
 /// The data of an element.
@@ -84,6 +86,21 @@ impl<F: Family> Element<F> {
     /// An element of `hairpin`.
     pub fn hairpin(address: F::Address) -> Self {
         Self::new(SetName::Hairpin, Key::Hairpin(address), Data::None)
+    }
+
+    /// An element of `restricted`.
+    pub fn restricted(destination: Destination<F>) -> Self {
+        Self::new(
+            SetName::Restricted,
+            Key::Destination(destination),
+            Data::None,
+        )
+    }
+
+    /// An element of `allowed-sources`.
+    pub fn allowed_source(destination: Destination<F>, prefix: (F::Address, u8)) -> Self {
+        let key = Key::Source(destination, prefix.0, prefix.1);
+        Self::new(SetName::AllowedSources, key, Data::None)
     }
 
     /// An element of the verdict map that `role` plays for the kind of destination.
@@ -159,6 +176,9 @@ impl<F: Family> Element<F> {
             Key::Hairpin(address) => format!("{address} . {address}"),
             Key::Destination(destination) => nft_destination(destination),
             Key::Slot(destination, slot) => format!("{} . {slot}", nft_destination(destination)),
+            Key::Source(destination, first, len) => {
+                format!("{} . {first}/{len}", nft_destination(destination))
+            }
         };
         if let Some(comment) = &self.comment {
             text.push_str(&format!(" comment \"{comment}\""));
@@ -186,13 +206,28 @@ impl<F: Family> Element<F> {
                 write_destination(destination, out);
                 out.extend_from_slice(&slot.to_ne_bytes());
             }
+            Key::Source(destination, first, _) => {
+                write_destination(destination, out);
+                F::write_address(*first, out);
+            }
         }
+    }
+
+    /// Appends the last key of a range, in sets that have ranges. Returns whether it did.
+    pub fn write_key_end(&self, out: &mut Vec<u8>) -> bool {
+        let Key::Source(destination, first, len) = &self.key else {
+            return false;
+        };
+        write_destination(destination, out);
+        F::write_address(F::last_of_prefix(*first, *len), out);
+        true
     }
 
     /// Reads an element as the kernel has it. `None` if it is none that we would write.
     pub fn read(
         set: SetName,
         key: &[u8],
+        key_end: Option<&[u8]>,
         data: RawData<'_>,
         comment: Option<&str>,
     ) -> Option<Self> {
@@ -206,6 +241,15 @@ impl<F: Family> Element<F> {
             [Field::Saddr, Field::Daddr] => {
                 let address = fields.address::<F>()?;
                 (fields.address::<F>()? == address).then_some(Key::Hairpin(address))?
+            }
+            [.., Field::SaddrRange] => {
+                let destination = fields.destination(schema.key)?;
+                let first = fields.address::<F>()?;
+                Key::Source(
+                    destination,
+                    first,
+                    prefix_len::<F>(first, key, key_end.unwrap_or(key))?,
+                )
             }
             [.., Field::Slot] => Key::Slot(fields.destination(schema.key)?, fields.u32()?),
             _ => Key::Destination(fields.destination(schema.key)?),
@@ -240,6 +284,16 @@ pub enum RawData<'a> {
     Verdict(Verdict),
     /// A value, padded.
     Value(&'a [u8]),
+}
+
+/// The length of the prefix that starts at `first` and covers all from `key` to `key_end`; `None`
+/// if there is no such.
+fn prefix_len<F: Family>(first: F::Address, key: &[u8], key_end: &[u8]) -> Option<u8> {
+    (0..=F::ADDRESS_LEN as u8 * 8).rev().find(|len| {
+        let mut end = key[..key.len() - F::ADDRESS_LEN].to_vec();
+        F::write_address(F::last_of_prefix(first, *len), &mut end);
+        end == key_end
+    })
 }
 
 /// Which of the verdict maps: each exists once for addresses and once for NodePorts.

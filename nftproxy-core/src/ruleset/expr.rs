@@ -83,6 +83,13 @@ pub enum Expr {
         /// What to do with the data.
         data: LookupData,
     },
+    /// Looks a key up, and goes on if it is not there.
+    LookupAbsent {
+        /// Where.
+        set: SetName,
+        /// First register of the key.
+        register: Register,
+    },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Translates the destination, address and port from registers.
@@ -185,6 +192,8 @@ pub const INTERFACE_NAME_LEN: usize = 16;
 pub enum Statement<F: Family> {
     /// Matches if the set holds the packet's key.
     In(SetName),
+    /// Matches if the set does not hold the packet's key.
+    NotIn(SetName),
     /// Matches a source address.
     Saddr(Match<(F::Address, u8)>),
     /// Matches a destination address.
@@ -248,6 +257,7 @@ impl<F: Family> Statement<F> {
         let not = |negate: bool| if negate { "!= " } else { "" };
         match self {
             Self::In(set) => format!("{} @{set}", key(*set)),
+            Self::NotIn(set) => format!("{} != @{set}", key(*set)),
             Self::Saddr(Match {
                 value: (address, len),
                 negate,
@@ -304,6 +314,13 @@ impl<F: Family> Statement<F> {
                     set: *set,
                     register: 0,
                     data: LookupData::None,
+                });
+            }
+            Self::NotIn(set) => {
+                load_key::<F>(schema(*set).key, 0, out);
+                out.push(Expr::LookupAbsent {
+                    set: *set,
+                    register: 0,
                 });
             }
             Self::Saddr(prefix) => match_prefix::<F>(F::SADDR_OFFSET, prefix, out),
@@ -427,7 +444,7 @@ fn load_key<F: Family>(key: &[Field], modulus: u32, out: &mut Vec<Expr>) {
     let mut register = 0;
     for field in key {
         out.push(match field {
-            Field::Saddr => load_address::<F>(F::SADDR_OFFSET, register),
+            Field::Saddr | Field::SaddrRange => load_address::<F>(F::SADDR_OFFSET, register),
             Field::Daddr => load_address::<F>(F::DADDR_OFFSET, register),
             Field::L4Proto => Expr::Meta {
                 key: MetaKey::L4Proto,

@@ -24,6 +24,10 @@ pub enum SetName {
     NodePortIps,
     /// Endpoints that need masquerading when they reach themselves.
     Hairpin,
+    /// Load-balancer addresses, protocols and ports that only some sources may reach.
+    Restricted,
+    /// Virtual address, protocol, port, source range: who may reach a restricted one.
+    AllowedSources,
     /// Virtual address, protocol, port → how connections to it behave.
     Services,
     /// External address, protocol, port → the pick among the cluster's endpoints.
@@ -52,10 +56,12 @@ pub enum SetName {
 
 impl SetName {
     /// Every set and map, in order.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::ClusterIps,
         Self::NodePortIps,
         Self::Hairpin,
+        Self::Restricted,
+        Self::AllowedSources,
         Self::Services,
         Self::External,
         Self::Local,
@@ -76,6 +82,8 @@ impl SetName {
             Self::ClusterIps => "cluster-ips",
             Self::NodePortIps => "node-port-ips",
             Self::Hairpin => "hairpin",
+            Self::Restricted => "restricted",
+            Self::AllowedSources => "allowed-sources",
             Self::Services => "services",
             Self::External => "external",
             Self::Local => "local",
@@ -122,6 +130,11 @@ pub enum ChainName {
     Services,
     /// What becomes of connections that nobody has translated.
     Guard,
+    /// Base chain, there only while a Service has source ranges: drops other sources, before
+    /// anybody's DNAT.
+    PreroutingSourceRanges,
+    /// The same for connections of the node's own processes.
+    OutputSourceRanges,
     /// Base chain: connections that come in.
     Prerouting,
     /// Base chain: connections of the node's own processes.
@@ -138,7 +151,7 @@ pub enum ChainName {
 
 impl ChainName {
     /// The chains whose names are fixed, in order of creation.
-    pub const FIXED: [Self; 13] = [
+    pub const FIXED: [Self; 15] = [
         Self::Refuse,
         Self::External,
         Self::ExternalLocal,
@@ -147,6 +160,8 @@ impl ChainName {
         Self::NodePorts,
         Self::Services,
         Self::Guard,
+        Self::PreroutingSourceRanges,
+        Self::OutputSourceRanges,
         Self::Prerouting,
         Self::Output,
         Self::PreroutingGuard,
@@ -173,6 +188,8 @@ impl ChainName {
             Self::NodePorts => "node-ports",
             Self::Services => "services",
             Self::Guard => "guard",
+            Self::PreroutingSourceRanges => "prerouting-source-ranges",
+            Self::OutputSourceRanges => "output-source-ranges",
             Self::Prerouting => "prerouting",
             Self::Output => "output",
             Self::PreroutingGuard => "prerouting-guard",

@@ -14,6 +14,8 @@ pub enum Field {
     L4Proto,
     /// Destination port, 2 bytes, network byte order, padded.
     Dport,
+    /// Source address that may lie in a range; a set has it last.
+    SaddrRange,
     /// Number of an endpoint's slot, 4 bytes, host byte order (it comes from `numgen`).
     Slot,
 }
@@ -22,7 +24,7 @@ impl Field {
     /// Bytes before padding.
     pub fn byte_len<F: Family>(self) -> usize {
         match self {
-            Self::Saddr | Self::Daddr => F::ADDRESS_LEN,
+            Self::Saddr | Self::SaddrRange | Self::Daddr => F::ADDRESS_LEN,
             Self::L4Proto => 1,
             Self::Dport => 2,
             Self::Slot => 4,
@@ -39,7 +41,7 @@ impl Field {
     pub fn nft<F: Family>(self) -> String {
         let family = F::FAMILY.nft_name();
         match self {
-            Self::Saddr => format!("{family} saddr"),
+            Self::Saddr | Self::SaddrRange => format!("{family} saddr"),
             Self::Daddr => format!("{family} daddr"),
             Self::L4Proto => "meta l4proto".into(),
             Self::Dport => "th dport".into(),
@@ -74,10 +76,12 @@ pub struct Schema {
 
 /// The type of a set or map.
 pub fn schema(set: SetName) -> Schema {
-    use Field::{Daddr, Dport, L4Proto, Saddr, Slot};
+    use Field::{Daddr, Dport, L4Proto, Saddr, SaddrRange, Slot};
     let (key, data): (&[Field], _) = match set {
         SetName::ClusterIps | SetName::NodePortIps => (&[Daddr], DataType::None),
         SetName::Hairpin => (&[Saddr, Daddr], DataType::None),
+        SetName::Restricted => (&[Daddr, L4Proto, Dport], DataType::None),
+        SetName::AllowedSources => (&[Daddr, L4Proto, Dport, SaddrRange], DataType::None),
         SetName::Services | SetName::External | SetName::Local | SetName::Unavailable => {
             (&[Daddr, L4Proto, Dport], DataType::Verdict)
         }
@@ -113,6 +117,11 @@ impl Schema {
         }
     }
 
+    /// Whether a key stands for a range of values (set flag `interval`).
+    pub fn is_interval(&self) -> bool {
+        self.key.contains(&Field::SaddrRange)
+    }
+
     /// The type as nft(8) declares it.
     pub fn nft<F: Family>(&self) -> String {
         let fields = |fields: &[Field]| {
@@ -124,6 +133,7 @@ impl Schema {
         };
         let key = fields(self.key);
         match self.data {
+            DataType::None if self.is_interval() => format!("typeof {key}; flags interval"),
             DataType::None => format!("typeof {key}"),
             DataType::Verdict => format!("typeof {key} : verdict"),
             DataType::Endpoint => {
@@ -183,6 +193,8 @@ pub struct BaseChain {
 
 /// `NF_IP_PRI_NAT_DST`: where others expect Services to be translated.
 pub const PRIORITY_DSTNAT: i32 = -100;
+/// Before anybody's DNAT, where kube-proxy filters sources as well.
+pub const PRIORITY_SOURCE_RANGES: i32 = PRIORITY_DSTNAT - 10;
 /// After everybody's DNAT: a connection that gets here is one nobody wanted to translate.
 pub const PRIORITY_GUARD: i32 = PRIORITY_DSTNAT + 10;
 /// `NF_IP_PRI_NAT_SRC`
@@ -191,6 +203,8 @@ pub const PRIORITY_SRCNAT: i32 = 100;
 /// Where a chain sits, if it is a base chain.
 pub fn base_chain(chain: ChainName) -> Option<BaseChain> {
     let (hook, priority) = match chain {
+        ChainName::PreroutingSourceRanges => (Hook::Prerouting, PRIORITY_SOURCE_RANGES),
+        ChainName::OutputSourceRanges => (Hook::Output, PRIORITY_SOURCE_RANGES),
         ChainName::Prerouting => (Hook::Prerouting, PRIORITY_DSTNAT),
         ChainName::Output => (Hook::Output, PRIORITY_DSTNAT),
         ChainName::PreroutingGuard => (Hook::Prerouting, PRIORITY_GUARD),

@@ -67,13 +67,17 @@ pub(super) const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 pub(super) const NFTA_SET_ELEM_KEY: u16 = 1;
 pub(super) const NFTA_SET_ELEM_DATA: u16 = 2;
 pub(super) const NFTA_SET_ELEM_USERDATA: u16 = 6;
+pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
 pub(super) const NFTA_DATA_VERDICT: u16 = 2;
 pub(super) const NFTA_VERDICT_CODE: u16 = 1;
 pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 pub(super) const NFTA_GEN_ID: u16 = 1;
 
+pub(super) const NFT_SET_INTERVAL: u32 = 0x4;
 pub(super) const NFT_SET_MAP: u32 = 0x8;
+pub(super) const NFT_SET_CONCAT: u32 = 0x80;
+pub(super) const NFT_LOOKUP_F_INV: u32 = 1;
 /// `NFT_DATA_VERDICT`, the data type of verdict maps.
 pub(super) const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 

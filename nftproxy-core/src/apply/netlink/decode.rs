@@ -117,7 +117,7 @@ impl<F: Family> Decoder<F> {
         let number = |attribute| find(message, attribute).and_then(be32);
         let data_type = data_type::<F>(schema.data);
         // The kernel leaves flags out if there are none.
-        let as_ours = number(NFTA_SET_FLAGS).unwrap_or_default() == set_flags(schema.data)
+        let as_ours = number(NFTA_SET_FLAGS).unwrap_or_default() == set_flags(&schema)
             && number(NFTA_SET_KEY_TYPE) == Some(fields_type::<F>(schema.key))
             && number(NFTA_SET_KEY_LEN) == Some(schema.key_len::<F>() as u32)
             && number(NFTA_SET_DATA_TYPE) == data_type
@@ -176,16 +176,17 @@ impl<F: Family> Decoder<F> {
 }
 
 fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<Element<F>> {
-    let (mut key, mut data, mut comment) = (None, RawData::None, None);
+    let (mut key, mut key_end, mut data, mut comment) = (None, None, RawData::None, None);
     for (attribute, payload) in attributes(element) {
         match attribute {
             NFTA_SET_ELEM_KEY => key = find(payload, NFTA_DATA_VALUE),
+            NFTA_SET_ELEM_KEY_END => key_end = find(payload, NFTA_DATA_VALUE),
             NFTA_SET_ELEM_DATA => data = decode_data(payload)?,
             NFTA_SET_ELEM_USERDATA => comment = userdata::element_comment(payload),
             _ => {}
         }
     }
-    Element::read(set, key?, data, comment)
+    Element::read(set, key?, key_end, data, comment)
 }
 
 fn decode_data(payload: &[u8]) -> Option<RawData<'_>> {
@@ -282,6 +283,10 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
                 xor: value(5)?.to_vec(),
             }
         }
+        "lookup" if number(5) == Some(NFT_LOOKUP_F_INV) => Expr::LookupAbsent {
+            set: SetName::parse(find(data, 1).and_then(string)?)?,
+            register: register(2)?,
+        },
         "lookup" if number(5).unwrap_or_default() == 0 => Expr::Lookup {
             set: SetName::parse(find(data, 1).and_then(string)?)?,
             register: register(2)?,

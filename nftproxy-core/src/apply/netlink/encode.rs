@@ -19,7 +19,7 @@ use crate::ruleset::Rule;
 use crate::ruleset::element::{Data, Element, write_port};
 use crate::ruleset::expr::{Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict};
 use crate::ruleset::name::{ChainName, SetName, TABLE, TABLE_COMMENT};
-use crate::ruleset::schema::{DataType, Field, base_chain, schema};
+use crate::ruleset::schema::{DataType, Field, Schema, base_chain, schema};
 
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
@@ -284,7 +284,15 @@ impl<F: Family> Encoder<F> {
         object.u32(sys::NFTNL_SET_ID, id);
         object.u32(sys::NFTNL_SET_KEY_TYPE, fields_type::<F>(schema.key));
         object.u32(sys::NFTNL_SET_KEY_LEN, schema.key_len::<F>() as u32);
-        object.u32(sys::NFTNL_SET_FLAGS, set_flags(schema.data));
+        object.u32(sys::NFTNL_SET_FLAGS, set_flags(&schema));
+        if schema.is_interval() {
+            let lengths: Vec<u8> = schema
+                .key
+                .iter()
+                .map(|field| field.byte_len::<F>() as u8)
+                .collect();
+            object.bytes(sys::NFTNL_SET_DESC_CONCAT, &lengths);
+        }
         if let Some(data_type) = data_type::<F>(schema.data) {
             object.u32(sys::NFTNL_SET_DATA_TYPE, data_type);
             object.u32(sys::NFTNL_SET_DATA_LEN, schema.data_len::<F>() as u32);
@@ -388,6 +396,12 @@ impl<F: Family> Encoder<F> {
             let key = begin_nest(out, NFTA_SET_ELEM_KEY);
             put(out, NFTA_DATA_VALUE, &self.key);
             end_nest(out, key);
+            self.key.clear();
+            if element.write_key_end(&mut self.key) {
+                let key_end = begin_nest(out, NFTA_SET_ELEM_KEY_END);
+                put(out, NFTA_DATA_VALUE, &self.key);
+                end_nest(out, key_end);
+            }
             if flags & NLM_F_CREATE != 0 {
                 write_data(element.data(), &mut self.key, out);
                 if let Some(comment) = element.comment() {
@@ -460,23 +474,29 @@ fn rule_of(chain: ChainName) -> ffi::Rule {
 }
 
 /// `NFT_SET_…` flags.
-pub(super) fn set_flags(data: DataType) -> u32 {
-    if data == DataType::None {
+pub(super) fn set_flags(schema: &Schema) -> u32 {
+    let map = if schema.data == DataType::None {
         0
     } else {
         NFT_SET_MAP
-    }
+    };
+    let interval = if schema.is_interval() {
+        NFT_SET_INTERVAL | NFT_SET_CONCAT
+    } else {
+        0
+    };
+    map | interval
 }
 
 /// The type that nft(8) gives a concatenation: six bits per field, last one lowest.
 pub(super) fn fields_type<F: Family>(fields: &[Field]) -> u32 {
     fields.iter().fold(0, |concatenation, field| {
         let datatype = match (field, F::FAMILY) {
-            (Field::Slot, _) => 4,                            // integer
-            (Field::Saddr | Field::Daddr, IpFamily::V4) => 7, // ipv4_addr
-            (Field::Saddr | Field::Daddr, IpFamily::V6) => 8, // ipv6_addr
-            (Field::L4Proto, _) => 12,                        // inet_proto
-            (Field::Dport, _) => 13,                          // inet_service
+            (Field::Slot, _) => 4, // integer
+            (Field::Saddr | Field::SaddrRange | Field::Daddr, IpFamily::V4) => 7, // ipv4_addr
+            (Field::Saddr | Field::SaddrRange | Field::Daddr, IpFamily::V6) => 8, // ipv6_addr
+            (Field::L4Proto, _) => 12, // inet_proto
+            (Field::Dport, _) => 13, // inet_service
         };
         concatenation << 6 | datatype
     })
@@ -603,6 +623,13 @@ fn expression<F: Family>(expr: &Expr) -> Option<Expression> {
                 LookupData::Load(dreg) => lookup.u32(sys::NFTNL_EXPR_LOOKUP_DREG, register(*dreg)),
             }
         }
+        Expr::LookupAbsent {
+            set,
+            register: sreg,
+        } => named(c"lookup")?
+            .u32(sys::NFTNL_EXPR_LOOKUP_SREG, register(*sreg))
+            .str(sys::NFTNL_EXPR_LOOKUP_SET, set.as_str())
+            .u32(sys::NFTNL_EXPR_LOOKUP_FLAGS, NFT_LOOKUP_F_INV),
         Expr::Verdict(verdict) => {
             let immediate = named(c"immediate")?
                 .u32(sys::NFTNL_EXPR_IMM_DREG, NFT_REG_VERDICT)

@@ -109,7 +109,7 @@ fn typeof_field<F: Family>(field: Field) -> Vec<u8> {
     };
     let mut data = Vec::new();
     match field {
-        Field::Saddr => payload(ip(IP_SADDR, IP6_SADDR)),
+        Field::Saddr | Field::SaddrRange => payload(ip(IP_SADDR, IP6_SADDR)),
         Field::Daddr => payload(ip(IP_DADDR, IP6_DADDR)),
         Field::Dport => payload((PROTO_DESC_TH, TH_DPORT)),
         Field::L4Proto => {
