@@ -21,6 +21,8 @@ pub struct Syncer<F: Family, K> {
     compilation: Compilation<F>,
     /// What the compilation is of; `None` before the first.
     compiled_for: Option<Node>,
+    /// Services that changed but are not compiled yet, as the kernel could not be listed.
+    pending: BTreeSet<ServiceName>,
     /// What the kernel is known to hold beside elements; `None` if it is not known.
     installed: Option<Installed<F>>,
 }
@@ -68,6 +70,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             kernel,
             compilation: Compilation::default(),
             compiled_for: None,
+            pending: BTreeSet::new(),
             installed: None,
         }
     }
@@ -163,6 +166,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         mut timings: Timings,
     ) -> Result<Report, ApplyError> {
         let start = Instant::now();
+        self.pending.extend(dirty.iter().cloned());
         let observed = self.kernel.list()?;
         timings.list = start.elapsed();
 
@@ -172,7 +176,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             Some(observed) if is_first => Seeds::of(&observed.ruleset),
             _ => Seeds::default(),
         };
-        let notes = self.compile(state, node, dirty, &seeds).notes;
+        let dirty = std::mem::take(&mut self.pending);
+        let notes = self.compile(state, node, &dirty, &seeds).notes;
         let service_cidrs = state.service_cidrs::<F>();
         let features = self.compilation.features();
         let desired = self

@@ -307,6 +307,7 @@ impl<F: Family> Compilation<F> {
         let old_cluster_ip = compiled.cluster_ip.take();
 
         let mut ports = Vec::new();
+        let mut taken = BTreeSet::new();
         for port in service.map(|service| &*service.ports).unwrap_or_default() {
             let Some(service) = service else { break };
             let comment = port::comment(service, port);
@@ -314,22 +315,25 @@ impl<F: Family> Compilation<F> {
             if routes.is_empty() {
                 continue;
             }
-            routes.retain(|route| match self.claims.owner(&route.destination) {
-                Some(owner) if owner.service != *name || owner.port != comment => {
-                    changes.notes.insert(Note::Conflict {
-                        loser: comment.clone(),
-                        winner: owner.port.clone(),
-                        destination: route.destination.to_string(),
-                    });
-                    false
-                }
-                _ => true,
+            routes.retain(|route| {
+                let winner = match self.claims.owner(&route.destination) {
+                    Some(owner) if owner.service != *name || owner.port != comment => &owner.port,
+                    // Ports with equal comments have the same claim; the first one has it.
+                    _ if taken.insert(route.destination) => return true,
+                    _ => &comment,
+                };
+                changes.notes.insert(Note::Conflict {
+                    loser: comment.clone(),
+                    winner: winner.clone(),
+                    destination: route.destination.to_string(),
+                });
+                false
             });
             // The protocol may have changed under the same name; the slots can stay all the same.
             let old = old_ports
                 .iter()
                 .position(|old| old.comment == comment)
-                .map(|at| old_ports.swap_remove(at));
+                .map(|at| old_ports.remove(at));
             let rules = self.port_rules(state, node, service, port, comment, routes, &old, seeds);
             changes.replace(old.as_ref(), Some(&rules));
             self.count(&rules);
@@ -457,19 +461,13 @@ impl<F: Family> Seeds<F> {
         &self,
         routes: &[port::Route<F>],
     ) -> (&[EndpointAddress<F>], &[EndpointAddress<F>]) {
-        let find = |maps: [SlotMap; 2]| {
+        let find = |policy: TrafficPolicy| {
             routes
                 .iter()
-                .find_map(|route| {
-                    let map = maps[usize::from(route.destination.address.is_none())];
-                    self.0.get(&(map, route.destination))
-                })
+                .find_map(|route| self.0.get(&(route.slot_map(policy)?, route.destination)))
                 .map_or(&[][..], Vec::as_slice)
         };
-        (
-            find([SlotMap::Endpoints, SlotMap::NodePortEndpoints]),
-            find([SlotMap::LocalEndpoints, SlotMap::LocalNodePortEndpoints]),
-        )
+        (find(TrafficPolicy::Cluster), find(TrafficPolicy::Local))
     }
 }
 

@@ -171,48 +171,45 @@ pub(super) fn sources<F: Family>(service: &Service, node: &Node) -> Vec<(F::Addr
         .collect()
 }
 
+impl<F: Family> Route<F> {
+    /// The map that holds the slots for a policy; `None` if the route has none for it.
+    ///
+    /// A ClusterIP has one set of endpoints for everybody, so it needs no second map.
+    pub(super) fn slot_map(&self, policy: TrafficPolicy) -> Option<SlotMap> {
+        let node_port = self.destination.address.is_none();
+        match (self.kind, self.policy, policy) {
+            (RouteKind::ClusterIp, own, wanted) => (own == wanted).then_some(SlotMap::Endpoints),
+            (RouteKind::External, _, TrafficPolicy::Cluster) if node_port => {
+                Some(SlotMap::NodePortEndpoints)
+            }
+            (RouteKind::External, _, TrafficPolicy::Cluster) => Some(SlotMap::Endpoints),
+            (RouteKind::External, TrafficPolicy::Cluster, TrafficPolicy::Local) => None,
+            (RouteKind::External, _, TrafficPolicy::Local) if node_port => {
+                Some(SlotMap::LocalNodePortEndpoints)
+            }
+            (RouteKind::External, _, TrafficPolicy::Local) => Some(SlotMap::LocalEndpoints),
+        }
+    }
+}
+
 impl<F: Family> PortRules<F> {
     /// The slots, per destination.
     pub(super) fn slot_tables(&self) -> impl Iterator<Item = SlotTable<'_, F>> {
         self.routes.iter().flat_map(|route| {
-            let Route {
-                destination,
-                kind,
-                policy,
-                restricted: _,
-            } = *route;
-            let node_port = destination.address.is_none();
-            let (cluster_map, local_map) = if node_port {
-                (SlotMap::NodePortEndpoints, SlotMap::LocalNodePortEndpoints)
-            } else {
-                (SlotMap::Endpoints, SlotMap::LocalEndpoints)
+            let table = |policy, endpoints| {
+                Some(SlotTable {
+                    map: route.slot_map(policy)?,
+                    destination: route.destination,
+                    endpoints,
+                })
             };
-            let cluster = SlotTable {
-                map: cluster_map,
-                destination,
-                endpoints: &self.cluster,
-            };
-            let local = SlotTable {
-                map: local_map,
-                destination,
-                endpoints: &self.local,
-            };
-            let tables = match (kind, policy) {
-                (_, TrafficPolicy::Cluster) => [Some(cluster), None],
-                // A ClusterIP has one set of endpoints for everybody, so it needs no second map.
-                (RouteKind::ClusterIp, TrafficPolicy::Local) => [
-                    Some(SlotTable {
-                        endpoints: &self.local,
-                        ..cluster
-                    }),
-                    None,
-                ],
-                (RouteKind::External, TrafficPolicy::Local) => [Some(cluster), Some(local)],
-            };
-            tables
-                .into_iter()
-                .flatten()
-                .filter(|table| !table.endpoints.is_empty())
+            [
+                table(TrafficPolicy::Cluster, &*self.cluster),
+                table(TrafficPolicy::Local, &*self.local),
+            ]
+            .into_iter()
+            .flatten()
+            .filter(|table| !table.endpoints.is_empty())
         })
     }
 

@@ -1,0 +1,242 @@
+//! Random clusters, as proptest strategies.
+//!
+//! Names and addresses come from small pools, so that Services often want the same address, share
+//! endpoints, and slices move between Services.
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select, subsequence};
+
+use nftproxy_core::model::{
+    DetectLocal, EndpointSlice, Node, Service, ServiceName, SliceName, State, TrafficPolicy, V4, V6,
+};
+
+use crate::common::{
+    NODE_IP, SECOND_NODE_IP, both, both_ranges, mk_node, mk_service, mk_slice, only, service_name,
+    slice_name,
+};
+
+const SERVICES: [&str; 5] = ["a", "b", "c", "d", "unknown"];
+const SLICES: [&str; 7] = ["1", "2", "3", "4", "5", "6", "7"];
+/// Addresses that Services have, of which some are ClusterIPs of one and external IPs of another.
+pub(crate) const VIRTUAL_ADDRESSES: [&str; 6] = [
+    "10.96.0.1",
+    "10.96.0.2",
+    "10.96.0.3",
+    "198.51.100.1",
+    "203.0.113.1",
+    SECOND_NODE_IP,
+];
+/// The ports of a Service: names differ, and so do numbers of one protocol.
+const PORTS: [&[&str]; 8] = [
+    &[],
+    &["80/tcp"],
+    &["80/udp"],
+    &["x 80/tcp"],
+    &["x 80/tcp", "y 81/tcp"],
+    &["x 81/tcp", "y 80/tcp"],
+    &["x 80/tcp", "y 80/udp"],
+    &["x 80/udp", "y 80/tcp", "z 81/tcp"],
+];
+const NODE_PORTS: [&str; 4] = ["", "", " 30080", " 30081"];
+const SLICE_PORTS: [&str; 6] = [
+    "8080/tcp",
+    "x 8080/tcp",
+    "x 8081/tcp",
+    "x 8080/udp",
+    "y 8080/tcp",
+    "y 8080/udp",
+];
+pub(crate) const ENDPOINTS: [&str; 7] = [
+    "10.244.1.1",
+    "10.244.1.2",
+    "10.244.1.3",
+    "10.244.2.1",
+    "10.244.2.2",
+    "10.244.3.1",
+    NODE_IP,
+];
+const CONDITIONS: [&str; 8] = [
+    "",
+    "",
+    "",
+    "",
+    " unready",
+    " unready-but-serving",
+    " terminating",
+    " terminating-but-ready",
+];
+const HINTS: [&str; 6] = [
+    "",
+    "",
+    " zone-a",
+    " zone-b",
+    " zone-a for-this-node",
+    " zone-b for-another-node",
+];
+
+/// Something that happens to a cluster or to this node.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    Service(Box<Service>),
+    ServiceGone(ServiceName),
+    Slice(EndpointSlice),
+    SliceGone(SliceName),
+    ServiceCidr(&'static str, Option<&'static str>),
+    Node(Node),
+}
+
+impl Event {
+    pub(crate) fn apply(&self, state: &mut State, node: &mut Node) {
+        match self.clone() {
+            Self::Service(service) => state.apply_service(*service),
+            Self::ServiceGone(name) => state.delete_service(&name),
+            Self::Slice(slice) => state.apply_slice(slice),
+            Self::SliceGone(name) => state.delete_slice(&name),
+            Self::ServiceCidr(name, Some(range)) => {
+                state.apply_service_cidr(name, both_ranges(range));
+            }
+            Self::ServiceCidr(name, None) => state.delete_service_cidr(name),
+            Self::Node(new) => *node = new,
+        }
+    }
+}
+
+pub(crate) fn event() -> impl Strategy<Value = Event> {
+    let service_gone =
+        select(&SERVICES[..]).prop_map(|name| Event::ServiceGone(service_name(name)));
+    let slice_gone = (select(&SLICES[..]), any::<bool>())
+        .prop_map(|(name, v4)| Event::SliceGone(slice_name_of(name, v4)));
+    let ranges = select(&["10.96.0.0/16", "10.96.0.0/17", "10.97.0.0/16"][..]);
+    let service_cidr = (select(&["first", "second"][..]), option::of(ranges))
+        .prop_map(|(name, range)| Event::ServiceCidr(name, range));
+    prop_oneof![
+        6 => service().prop_map(|service| Event::Service(Box::new(service))),
+        2 => service_gone,
+        8 => slice().prop_map(Event::Slice),
+        3 => slice_gone,
+        1 => service_cidr,
+        1 => node().prop_map(Event::Node),
+    ]
+}
+
+/// A cluster, and a node in it.
+pub(crate) fn cluster() -> impl Strategy<Value = (Vec<Event>, Node)> {
+    (vec(event(), 0..40), node())
+}
+
+/// What a cluster has become.
+pub(crate) fn state_of(events: &[Event]) -> State {
+    let mut state = State::default();
+    let mut ignored = Node::default();
+    for event in events {
+        event.apply(&mut state, &mut ignored);
+    }
+    state
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let policy = || select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]);
+    let node_ports = vec(select(&NODE_PORTS[..]), 3);
+    let addresses = || subsequence(&VIRTUAL_ADDRESSES[1..], 0..=2);
+    (
+        (
+            select(&SERVICES[..4]),
+            select(&VIRTUAL_ADDRESSES[..3]),
+            0..3_i64,
+        ),
+        (select(&PORTS[..]), node_ports),
+        (addresses(), addresses()),
+        (policy(), policy()),
+        select(&[(true, true), (true, true), (true, false), (false, true)][..]),
+    )
+        .prop_map(
+            |(
+                (name, cluster_ip, created),
+                (ports, node_ports),
+                (external, ingress),
+                policies,
+                families,
+            )| {
+                let ports: Vec<_> = ports
+                    .iter()
+                    .zip(node_ports)
+                    .map(|(port, node_port)| format!("{port}{node_port}"))
+                    .collect();
+                let ports: Vec<_> = ports.iter().map(String::as_str).collect();
+                let mut service = mk_service(name, cluster_ip, &ports);
+                service.created = created;
+                service.external_ips = external.into_iter().flat_map(both).collect();
+                service.load_balancer_ips = ingress.into_iter().flat_map(both).collect();
+                service.internal_traffic_policy = policies.0;
+                service.external_traffic_policy = policies.1;
+                service.cluster_ips.v4 = service.cluster_ips.v4.filter(|_| families.0);
+                service.cluster_ips.v6 = service.cluster_ips.v6.filter(|_| families.1);
+                service
+            },
+        )
+}
+
+/// Slices of the two families have names of their own, as a slice's family cannot change.
+fn slice_name_of(name: &str, v4: bool) -> SliceName {
+    slice_name(&format!("{name}-{}", if v4 { "v4" } else { "v6" }))
+}
+
+fn slice() -> impl Strategy<Value = EndpointSlice> {
+    let endpoint = (
+        select(&ENDPOINTS[..]),
+        select(&CONDITIONS[..]),
+        select(&HINTS[..]),
+        prop_oneof![4 => Just(""), 1 => Just(" no-node")],
+    )
+        .prop_map(|(address, conditions, hints, node)| {
+            format!("{address}{conditions}{hints}{node}")
+        });
+    (
+        select(&SLICES[..]),
+        any::<bool>(),
+        select(&SERVICES[..]),
+        subsequence(&SLICE_PORTS[..], 1..=3),
+        vec(endpoint, 0..6),
+    )
+        .prop_map(|(name, v4, service, ports, endpoints)| {
+            let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
+            let mut slice = if v4 {
+                mk_slice::<V4>("", service, &ports, &endpoints)
+            } else {
+                mk_slice::<V6>("", service, &ports, &endpoints)
+            };
+            slice.name = slice_name_of(name, v4);
+            slice
+        })
+}
+
+pub(crate) fn node() -> impl Strategy<Value = Node> {
+    let zone = select(&[None, Some("zone-a"), Some("zone-b")][..]);
+    let addresses = option::of(subsequence(
+        &[NODE_IP, SECOND_NODE_IP, "127.0.0.1"][..],
+        0..=3,
+    ));
+    let detectors = [
+        DetectLocal::Cidrs(Vec::new()),
+        DetectLocal::Cidrs(both_ranges("10.244.0.0/16").into()),
+        DetectLocal::Cidrs(both_ranges("10.244.1.0/24").into()),
+        DetectLocal::BridgeInterface("veth1".into()),
+        DetectLocal::InterfaceNamePrefix("veth".into()),
+    ];
+    (zone, addresses, any::<Index>(), any::<bool>()).prop_map(
+        move |(zone, addresses, detector, masquerade_all)| {
+            let mut node = Node {
+                zone: zone.map(Into::into),
+                detect_local: detector.get(&detectors).clone(),
+                masquerade_all,
+                ..mk_node()
+            };
+            if let Some(addresses) = addresses {
+                (node.node_port_addresses_v4, node.node_port_addresses_v6) = only(&addresses);
+            }
+            node
+        },
+    )
+}

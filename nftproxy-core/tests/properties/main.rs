@@ -1,0 +1,364 @@
+//! What holds for every cluster, whatever happened to it, in both families.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
+mod oracle;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, FileFailurePersistence};
+
+use cluster::{ENDPOINTS, Event, VIRTUAL_ADDRESSES, cluster, event, node, state_of};
+use common::{NODE_IP, OTHER_NODE_IP, SECOND_NODE_IP, Twin, is_local};
+use nftproxy_core::apply::fake::FakeKernel;
+use nftproxy_core::apply::{ApplyError, Committed, Kernel};
+use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::diff::{Counts, Delta, Observed, diff};
+use nftproxy_core::model::{Family, Node, ServiceName, State, V4, V6};
+use nftproxy_core::ruleset::FamilyRuleset;
+use nftproxy_core::ruleset::element::{Data, Key};
+use nftproxy_core::ruleset::name::{Pick, SlotMap};
+use nftproxy_core::sync::Syncer;
+use nftproxy_core::trace::{Packet, possible, trace};
+
+fn config(cases: u32) -> Config {
+    let regressions = "tests/properties/regressions.txt";
+    Config {
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(regressions))),
+        ..Config::with_cases(cases)
+    }
+}
+
+/// A ruleset without what may differ: which endpoint has which slot, and pick chains left over.
+fn normal<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    let mut slots: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for element in &ruleset.elements {
+        match (SlotMap::of(element.set()), element.key(), element.data()) {
+            (Some(map), Key::Slot(destination, slot), Data::Endpoint(endpoint)) => {
+                let slots = slots.entry((map, *destination)).or_default();
+                assert_eq!(
+                    slots.len(),
+                    *slot as usize,
+                    "a gap in {map:?} {destination}"
+                );
+                slots.push(*endpoint);
+            }
+            _ => {
+                lines.insert(format!("{} {}", element.set(), element.nft()));
+            }
+        }
+    }
+    for ((map, destination), mut slots) in slots {
+        slots.sort();
+        let n = u32::try_from(slots.len()).unwrap().try_into().unwrap();
+        assert!(
+            ruleset.picks.contains(&Pick { map, n }),
+            "no pick of {n} in {map:?}"
+        );
+        lines.insert(format!("{map:?} {destination} {slots:?}"));
+    }
+    for (chain, rules) in &ruleset.skeleton.chains {
+        let rules = rules.iter().enumerate();
+        lines.extend(rules.map(|(number, rule)| format!("{chain} {number} {:?}", rule.exprs)));
+    }
+    lines
+}
+
+fn assert_same<F: Family>(actual: &FamilyRuleset<F>, desired: &FamilyRuleset<F>) {
+    let (actual, desired) = (normal(actual), normal(desired));
+    let surplus: Vec<_> = actual.difference(&desired).collect();
+    let missing: Vec<_> = desired.difference(&actual).collect();
+    assert!(
+        surplus.is_empty() && missing.is_empty(),
+        "surplus {surplus:#?}, missing {missing:#?}"
+    );
+}
+
+/// A kernel whose next operations can be made to fail.
+#[derive(Debug, Default)]
+struct Flaky<F: Family> {
+    kernel: FakeKernel<F>,
+    fail_lists: u32,
+    fail_commits: u32,
+}
+
+fn fails(count: &mut u32) -> bool {
+    let fails = *count > 0;
+    *count = count.saturating_sub(1);
+    fails
+}
+
+impl<F: Family> Kernel<F> for Flaky<F> {
+    fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+        if fails(&mut self.fail_lists) {
+            return Err(ApplyError::Unstable);
+        }
+        self.kernel.list()
+    }
+
+    fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
+        if fails(&mut self.fail_commits) {
+            return Err(ApplyError::Malformed {
+                request: "a batch".into(),
+            });
+        }
+        self.kernel.commit(delta)
+    }
+}
+
+/// What happens between two syncs, beside events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mishap {
+    None,
+    /// This many commits fail, of which a sync makes at most two.
+    Commits(u32),
+    /// The listing fails of the full sync that is asked for.
+    List,
+    /// Somebody deletes the table, and we hear of it.
+    Flush,
+    /// Unused picks are deleted.
+    Cleanup,
+    /// The proxy is started anew.
+    Restart,
+}
+
+type Step = (Vec<Event>, Mishap);
+
+fn steps(mishaps: &'static [Mishap]) -> impl Strategy<Value = Vec<Step>> {
+    vec((vec(event(), 0..4), select(mishaps)), 1..16)
+}
+
+/// A cluster that lives, and a proxy that keeps up with it.
+struct Life {
+    state: State,
+    node: Node,
+    v4: Syncer<V4, Flaky<V4>>,
+    v6: Syncer<V6, Flaky<V6>>,
+}
+
+impl Life {
+    fn new(node: Node) -> Self {
+        Self {
+            state: State::default(),
+            node,
+            v4: Syncer::new(Flaky::default()),
+            v6: Syncer::new(Flaky::default()),
+        }
+    }
+
+    fn step(&mut self, (events, mishap): &Step) {
+        for event in events {
+            event.apply(&mut self.state, &mut self.node);
+        }
+        let dirty = self.state.take_dirty();
+        let Compiled { v4, v6, .. } = compile(&self.state, &self.node);
+        let (state, node) = (&self.state, &self.node);
+        step_family(&mut self.v4, *mishap, state, node, &dirty, &v4);
+        step_family(&mut self.v6, *mishap, state, node, &dirty, &v6);
+    }
+}
+
+fn step_family<F: Family>(
+    syncer: &mut Syncer<F, Flaky<F>>,
+    mishap: Mishap,
+    state: &State,
+    node: &Node,
+    dirty: &BTreeSet<ServiceName>,
+    desired: &FamilyRuleset<F>,
+) {
+    match mishap {
+        Mishap::None | Mishap::Cleanup => {}
+        Mishap::Commits(commits) => syncer.kernel_mut().fail_commits = commits,
+        Mishap::List => {
+            syncer.kernel_mut().fail_lists = 1;
+            syncer.distrust();
+        }
+        Mishap::Flush => {
+            syncer.kernel_mut().kernel.flush();
+            syncer.distrust();
+        }
+        Mishap::Restart => {
+            let kernel = std::mem::take(syncer.kernel_mut());
+            *syncer = Syncer::new(kernel);
+        }
+    }
+    let result = syncer.sync(state, node, dirty);
+    syncer.kernel_mut().fail_commits = 0;
+    if let Err(error) = result {
+        let may_fail = matches!(mishap, Mishap::Commits(_) | Mishap::List);
+        assert!(may_fail, "{error}: {:?}", std::error::Error::source(&error));
+        return;
+    }
+    let actual = syncer.kernel().kernel.ruleset().unwrap();
+    assert_same(&actual, desired);
+    if mishap == Mishap::Cleanup {
+        syncer.delete_unused_picks().unwrap();
+        let actual = syncer.kernel().kernel.ruleset().unwrap();
+        assert_eq!(actual.picks, desired.picks);
+    }
+}
+
+/// The kernel that holds a ruleset.
+fn kernel_with<F: Family>(ruleset: &FamilyRuleset<F>) -> FakeKernel<F> {
+    let mut kernel = FakeKernel::default();
+    kernel.commit(&diff(None, ruleset)).unwrap();
+    kernel
+}
+
+fn check_diff<F: Family>(from: &FamilyRuleset<F>, to: &FamilyRuleset<F>) {
+    let mut kernel = kernel_with(from);
+    let observed = kernel.list().unwrap();
+    kernel.commit(&diff(observed.as_ref(), to)).unwrap();
+    let mut actual = kernel.ruleset().unwrap();
+    assert!(actual.picks.is_superset(&to.picks));
+    actual.picks.clone_from(&to.picks);
+    assert_eq!(actual, *to);
+    let observed = kernel.list().unwrap();
+    assert!(diff(observed.as_ref(), to).is_empty());
+}
+
+fn check_packets<F: Twin>(
+    state: &State,
+    node: &Node,
+    ruleset: &FamilyRuleset<F>,
+    picked: &[PacketChoice],
+) {
+    for choice in picked {
+        let packet = choice.packet::<F>();
+        let actual = possible(&trace(ruleset, &packet, &is_local::<F>).unwrap());
+        let expected = oracle::outcomes(state, node, &packet);
+        assert_eq!(actual, expected, "{packet:?}");
+    }
+}
+
+/// A packet of either family.
+#[derive(Debug, Clone)]
+struct PacketChoice {
+    source: &'static str,
+    destination: &'static str,
+    protocol: u8,
+    port: u16,
+    interface: Option<&'static str>,
+}
+
+impl PacketChoice {
+    fn packet<F: Twin>(&self) -> Packet<F> {
+        Packet {
+            source: F::parse(self.source),
+            destination: F::parse(self.destination),
+            protocol: self.protocol,
+            destination_port: self.port,
+            input_interface: self.interface.map(Into::into),
+            mark: 0,
+        }
+    }
+}
+
+fn packet() -> impl Strategy<Value = PacketChoice> {
+    let sources = [&ENDPOINTS[..], &[NODE_IP, "192.0.2.1", "192.0.2.1"]].concat();
+    let others = [
+        NODE_IP,
+        SECOND_NODE_IP,
+        OTHER_NODE_IP,
+        "127.0.0.1",
+        "10.96.9.9",
+        "10.244.1.1",
+    ];
+    let destinations = [&VIRTUAL_ADDRESSES[..], &VIRTUAL_ADDRESSES[..], &others].concat();
+    let interfaces = [None, Some("eth0"), Some("veth1"), Some("veth2")];
+    (
+        select(sources),
+        select(destinations),
+        select(&[6, 6, 6, 17, 17, 132, 1][..]),
+        select(&[80, 80, 81, 30080, 30081][..]),
+        select(interfaces.to_vec()),
+    )
+        .prop_map(
+            |(source, destination, protocol, port, interface)| PacketChoice {
+                source,
+                destination,
+                protocol,
+                port,
+                interface,
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(config(300))]
+
+    /// S-19: whatever happens on the way, the kernel ends up with what the state compiles to.
+    #[test]
+    fn the_kernel_keeps_up(
+        node in node(),
+        steps in steps(&[
+            Mishap::None,
+            Mishap::None,
+            Mishap::Cleanup,
+            Mishap::Commits(1),
+            Mishap::Commits(2),
+            Mishap::Flush,
+            Mishap::Restart,
+        ]),
+    ) {
+        let mut life = Life::new(node);
+        for step in &steps {
+            life.step(step);
+        }
+        life.step(&(Vec::new(), Mishap::Cleanup));
+    }
+
+    /// The same with listings that fail.
+    #[test]
+    fn failing_lists_lose_nothing(
+        node in node(),
+        steps in steps(&[Mishap::None, Mishap::List]),
+    ) {
+        let mut life = Life::new(node);
+        for step in &steps {
+            life.step(step);
+        }
+        life.step(&(Vec::new(), Mishap::Cleanup));
+    }
+
+    #[test]
+    fn a_delta_leads_from_any_ruleset_to_any_other(from in cluster(), to in cluster()) {
+        let from = compile(&state_of(&from.0), &from.1);
+        let to = compile(&state_of(&to.0), &to.1);
+        check_diff(&from.v4, &to.v4);
+        check_diff(&from.v6, &to.v6);
+    }
+
+    /// S-100: a restart changes nothing, not even which slot an endpoint has.
+    #[test]
+    fn a_restart_sends_nothing(node in node(), steps in steps(&[Mishap::None])) {
+        let mut life = Life::new(node);
+        for step in &steps {
+            life.step(step);
+        }
+        let everything = BTreeSet::new();
+        let mut v4 = Syncer::new(life.v4.kernel().kernel.clone());
+        let report = v4.sync(&life.state, &life.node, &everything).unwrap();
+        prop_assert_eq!(report.counts, Counts::default());
+        let mut v6 = Syncer::new(life.v6.kernel().kernel.clone());
+        let report = v6.sync(&life.state, &life.node, &everything).unwrap();
+        prop_assert_eq!(report.counts, Counts::default());
+    }
+
+    /// The table of section 4C, for any cluster and packet.
+    #[test]
+    fn packets_fare_as_the_contract_says(cluster in cluster(), packets in vec(packet(), 100)) {
+        let (events, node) = cluster;
+        let state = state_of(&events);
+        let Compiled { v4, v6, .. } = compile(&state, &node);
+        check_packets(&state, &node, &v4, &packets);
+        check_packets(&state, &node, &v6, &packets);
+    }
+}
