@@ -32,6 +32,13 @@ fn build() -> Result<PathBuf> {
         .find(|folder| folder.join(".cargo-lock").exists() || folder.join("deps").is_dir())
         .context("this program is not in a cargo target folder")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Build scripts see these, and would run again for each change of the package that runs us.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(name);
+        }
+    }
     cargo.args([
         "build",
         "--quiet",
