@@ -5,5 +5,6 @@ pub mod apiserver;
 pub mod daemon;
 pub mod fixtures;
 pub mod lab;
+pub mod manifest;
 pub mod netns;
 pub mod traffic;
