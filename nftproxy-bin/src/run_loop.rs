@@ -337,6 +337,7 @@ mod tests {
     use nftproxy_core::apply::fake::FakeKernel;
     use nftproxy_core::diff::{Delta, Observed};
     use nftproxy_core::model::{ClusterIps, Service, TrafficPolicy};
+    use nftproxy_core::ruleset::element::Element;
     use tokio::sync::mpsc;
     use tokio::time::sleep;
 
@@ -365,6 +366,10 @@ mod tests {
     impl<F: Family> Kernel<F> for Shared<F> {
         fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
             self.0.lock().unwrap().list()
+        }
+
+        fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+            self.0.lock().unwrap().list_affinity()
         }
 
         fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {

@@ -8,6 +8,7 @@ use crate::compile::pick_rules;
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick, SetName};
+use crate::ruleset::schema::base_chain;
 use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 
 /// One atomic change of a family's table, in the order of its fields.
@@ -19,6 +20,8 @@ pub struct Delta<F: Family> {
     pub add_chains: Vec<ChainName>,
     /// Chains to empty, and their new rules; those that were just created too.
     pub set_rules: Vec<(ChainName, Vec<Rule>)>,
+    /// Elements of `affinity` to delete, if they still exist: rules add them and time takes them.
+    pub forget: Vec<Element<F>>,
     /// Elements to delete. All exist.
     pub delete_elements: Vec<Element<F>>,
     /// Elements to add. None exist, once those above are gone.
@@ -44,6 +47,7 @@ impl<F: Family> Default for Delta<F> {
             table: TableChange::Keep,
             add_chains: Vec::new(),
             set_rules: Vec::new(),
+            forget: Vec::new(),
             delete_elements: Vec::new(),
             add_elements: Vec::new(),
             delete_chains: Vec::new(),
@@ -58,6 +62,7 @@ impl<F: Family> Delta<F> {
             table,
             add_chains,
             set_rules,
+            forget,
             delete_elements,
             add_elements,
             delete_chains,
@@ -65,6 +70,7 @@ impl<F: Family> Delta<F> {
         *table == TableChange::Keep
             && add_chains.is_empty()
             && set_rules.is_empty()
+            && forget.is_empty()
             && delete_elements.is_empty()
             && add_elements.is_empty()
             && delete_chains.is_empty()
@@ -75,7 +81,7 @@ impl<F: Family> Delta<F> {
         Counts {
             chains: self.add_chains.len() + self.delete_chains.len(),
             rules: self.set_rules.iter().map(|(_, rules)| rules.len()).sum(),
-            deleted_elements: self.delete_elements.len(),
+            deleted_elements: self.forget.len() + self.delete_elements.len(),
             added_elements: self.add_elements.len(),
         }
     }
@@ -91,10 +97,12 @@ impl<F: Family> Delta<F> {
 
     /// Adds what turns the fixed chains of `observed` into those of `desired`.
     pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
+        // Only base chains cost anything when idle, and nothing can refer to them. Others are left,
+        // for the same reason as pick chains in `diff`.
         let gone = observed
             .chains
             .keys()
-            .filter(|chain| !desired.chains.contains_key(chain));
+            .filter(|chain| !desired.chains.contains_key(chain) && base_chain(**chain).is_some());
         self.delete_chains.extend(gone);
         for (chain, rules) in &desired.chains {
             match observed.chains.get(chain) {

@@ -23,6 +23,7 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
         table,
         add_chains,
         set_rules,
+        forget,
         delete_elements,
         add_elements,
         delete_chains,
@@ -59,6 +60,7 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
             line(format!("add rule {at} {chain} {}", rule.text));
         }
     }
+    write_elements("delete", &at, forget, &mut line);
     write_elements("delete", &at, delete_elements, &mut line);
     write_elements("add", &at, add_elements, &mut line);
     for chain in delete_chains {

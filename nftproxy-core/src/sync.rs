@@ -12,6 +12,7 @@ use crate::compile::{Changes, Compilation, Features, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
+use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick};
 
 /// Keeps one family's table in step.
@@ -108,12 +109,12 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
         let start = Instant::now();
         let changes = self.compile(state, node, dirty, &Seeds::default());
-        let (delta, notes) = self.element_delta(state, node, changes);
+        let (mut delta, notes) = self.element_delta(state, node, changes);
         let mut timings = Timings {
             compile: start.elapsed(),
             ..Timings::default()
         };
-        match self.commit(&delta, &mut timings) {
+        match self.commit(&mut delta, &mut timings) {
             Ok(committed) => Ok(Report {
                 full: false,
                 counts: delta.counts(),
@@ -148,13 +149,26 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             return Ok(0);
         };
         let used: BTreeSet<_> = self.compilation.picks().collect();
-        let unused: BTreeSet<_> = installed.picks.difference(&used).copied().collect();
+        // A plain one goes after the sticky one that leads to it.
+        let leads_here = |pick: &Pick| {
+            !pick.sticky
+                && installed.picks.contains(&Pick {
+                    sticky: true,
+                    ..*pick
+                })
+        };
+        let unused: BTreeSet<_> = installed
+            .picks
+            .difference(&used)
+            .filter(|pick| !leads_here(pick))
+            .copied()
+            .collect();
         let delete_chains = unused.iter().copied().map(ChainName::Pick).collect();
         self.kernel.commit(&Delta {
             delete_chains,
             ..Delta::default()
         })?;
-        installed.picks = used;
+        installed.picks.retain(|pick| !unused.contains(pick));
         Ok(unused.len())
     }
 
@@ -182,11 +196,15 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let features = self.compilation.features();
         let desired = self
             .compilation
-            .ruleset(skeleton::<F>(node, &service_cidrs, features));
-        let delta = diff(observed.as_ref(), &desired);
+            .ruleset(skeleton::<F>(node, &service_cidrs, &features));
+        let mut delta = diff(observed.as_ref(), &desired);
         timings.compile += start.elapsed();
 
-        let committed = self.commit(&delta, &mut timings)?;
+        if observed.is_some() {
+            // Endpoints may have gone while nobody looked.
+            self.compilation.distrust_affinity();
+        }
+        let committed = self.commit(&mut delta, &mut timings)?;
         let mut picks = desired.picks;
         if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
             picks.extend(observed.ruleset.picks);
@@ -208,11 +226,39 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         })
     }
 
-    fn commit(&mut self, delta: &Delta<F>, timings: &mut Timings) -> Result<Committed, ApplyError> {
+    /// Commits a delta. If an endpoint went that clients may be remembered for, they are forgotten
+    /// in the same batch, and once more after it, for those that got it meanwhile.
+    fn commit(
+        &mut self,
+        delta: &mut Delta<F>,
+        timings: &mut Timings,
+    ) -> Result<Committed, ApplyError> {
         let start = Instant::now();
+        let is_stale = self.compilation.is_affinity_stale();
+        // A table that is made anew remembers nothing.
+        if is_stale && delta.table == TableChange::Keep {
+            delta.forget = self.stale_affinity()?;
+        }
         let committed = self.kernel.commit(delta);
+        if is_stale && committed.is_ok() {
+            let forget = self.stale_affinity()?;
+            if !forget.is_empty() {
+                self.kernel.commit(&Delta {
+                    forget,
+                    ..Delta::default()
+                })?;
+            }
+            self.compilation.affinity_swept();
+        }
         timings.commit += start.elapsed();
         committed
+    }
+
+    /// What is remembered and must not be. This lists all that is remembered.
+    fn stale_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        let mut remembered = self.kernel.list_affinity()?;
+        remembered.retain(|element| !self.compilation.may_remember(element));
+        Ok(remembered)
     }
 
     /// Compiles the dirty Services, or all if something changed that all depend on.
@@ -274,7 +320,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             || installed.service_cidrs != service_cidrs
             || installed.features != features
         {
-            let desired = skeleton::<F>(node, &service_cidrs, features);
+            let desired = skeleton::<F>(node, &service_cidrs, &features);
             delta.change_skeleton(&installed.skeleton, &desired);
             installed.node = node.clone();
             installed.service_cidrs = service_cidrs;

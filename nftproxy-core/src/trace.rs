@@ -12,8 +12,8 @@ use crate::compile::pick_rules;
 use crate::model::{EndpointAddress, Family};
 use crate::ruleset::element::{Data, Element};
 use crate::ruleset::expr::{
-    CT_STATUS_DNAT, Expr, INTERFACE_NAME_LEN, LookupData, MetaKey, PayloadBase, ROUTE_TYPE_LOCAL,
-    Reject, Verdict,
+    CT_STATUS_DNAT, CtOriginalKey, Expr, INTERFACE_NAME_LEN, LookupData, MetaKey, PayloadBase,
+    ROUTE_TYPE_LOCAL, Reject, Verdict,
 };
 use crate::ruleset::name::{ChainName, SetName};
 use crate::ruleset::schema::{BaseChain, Hook, base_chain, schema};
@@ -139,6 +139,8 @@ struct Tracer<'a, F: Family> {
 /// What rules can change of a packet on its way.
 struct Flight<F: Family> {
     packet: Packet<F>,
+    /// Address and port, before any translation.
+    sent_to: (F::Address, u16),
     dnat: Option<EndpointAddress<F>>,
     masquerade: bool,
     registers: [u8; 64],
@@ -195,6 +197,7 @@ impl<'a, F: Family> Tracer<'a, F> {
     fn run(&mut self, packet: &Packet<F>) -> Result<(Outcome<F>, Vec<Step>), TraceError> {
         let mut flight = Flight {
             packet: packet.clone(),
+            sent_to: (packet.destination, packet.destination_port),
             dnat: None,
             masquerade: false,
             registers: [0; 64],
@@ -217,9 +220,12 @@ impl<'a, F: Family> Tracer<'a, F> {
         }
         // What comes in for this host itself is not routed on.
         let is_delivered = first == Hook::Prerouting && (self.is_local)(flight.packet.destination);
-        if !is_delivered {
-            self.hook(Hook::Postrouting, &mut flight)?;
-        }
+        let last = if is_delivered {
+            Hook::Input
+        } else {
+            Hook::Postrouting
+        };
+        self.hook(last, &mut flight)?;
         let masquerade = flight.masquerade;
         let outcome = match flight.dnat {
             Some(endpoint) => Outcome::Endpoint {
@@ -360,6 +366,16 @@ impl<'a, F: Family> Tracer<'a, F> {
                 };
                 flight.load(*register, &status.to_ne_bytes());
             }
+            Expr::CtOriginal { key, register } => {
+                let mut value = Vec::new();
+                match key {
+                    CtOriginalKey::Daddr => F::write_address(flight.sent_to.0, &mut value),
+                    CtOriginalKey::Dport => value.extend(flight.sent_to.1.to_be_bytes()),
+                }
+                flight.load(*register, &value);
+            }
+            // What it writes concerns later connections only.
+            Expr::Update { .. } => {}
             Expr::FibType {
                 destination,
                 register,

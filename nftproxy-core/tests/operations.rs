@@ -14,6 +14,7 @@ use nftproxy_core::diff::{Counts, Delta, Observed};
 use nftproxy_core::model::{
     EndpointSlice, Node, Service, ServiceName, SliceEndpoints, State, TrafficPolicy, V4,
 };
+use nftproxy_core::ruleset::element::Element;
 use nftproxy_core::ruleset::name::COMMENT_MAX_LEN;
 use nftproxy_core::sync::Syncer;
 
@@ -371,6 +372,10 @@ impl Kernel<V4> for Unlistable {
             return Err(ApplyError::Unstable);
         }
         self.kernel.list()
+    }
+
+    fn list_affinity(&mut self) -> Result<Vec<Element<V4>>, ApplyError> {
+        self.kernel.list_affinity()
     }
 
     fn commit(&mut self, delta: &Delta<V4>) -> Result<Committed, ApplyError> {

@@ -30,6 +30,7 @@ pub struct FakeKernel<F: Family> {
 struct Table<F: Family> {
     chains: BTreeMap<ChainName, Vec<Rule>>,
     elements: BTreeMap<(SetName, Key<F>), Element<F>>,
+    affinity: BTreeMap<(SetName, Key<F>), Element<F>>,
 }
 
 impl<F: Family> Default for FakeKernel<F> {
@@ -47,6 +48,13 @@ impl<F: Family> FakeKernel<F> {
     /// Makes the next commit fail with this error number.
     pub fn fail_next(&mut self, errno: i32) {
         self.fail = Some(errno);
+    }
+
+    /// Remembers an endpoint, as a rule would: an element of `affinity`.
+    pub fn learn(&mut self, element: Element<F>) {
+        if let Some(table) = &mut self.table {
+            table.affinity.insert(element.identity(), element);
+        }
     }
 
     /// Deletes the table, as `nft flush ruleset` would.
@@ -87,6 +95,14 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         }))
     }
 
+    fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        Ok(self
+            .table
+            .iter()
+            .flat_map(|table| table.affinity.values().cloned())
+            .collect())
+    }
+
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
         if let Some(errno) = self.fail.take() {
             return Err(refused::<F>("an injected failure".into(), errno));
@@ -116,6 +132,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         table: change,
         add_chains,
         set_rules,
+        forget,
         delete_elements,
         add_elements,
         delete_chains,
@@ -123,6 +140,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
     let empty = || Table {
         chains: BTreeMap::new(),
         elements: BTreeMap::new(),
+        affinity: BTreeMap::new(),
     };
     let mut table = match (change, table) {
         (TableChange::Keep, Some(table)) => table,
@@ -140,6 +158,9 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
             return Err(refused::<F>(format!("rules of chain {chain}"), ENOENT));
         };
         current.clone_from(rules);
+    }
+    for element in forget {
+        table.affinity.remove(&element.identity());
     }
     for element in delete_elements {
         if table.elements.remove(&element.identity()).is_none() {

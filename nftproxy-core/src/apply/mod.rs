@@ -10,6 +10,7 @@ use std::io;
 
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
+use crate::ruleset::element::Element;
 
 /// Something that holds one family's table.
 pub trait Kernel<F: Family> {
@@ -19,6 +20,13 @@ pub trait Kernel<F: Family> {
     ///
     /// If the kernel cannot be asked; see [`ApplyError::is_retryable`].
     fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError>;
+
+    /// Reads what `affinity` has learned.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list`]; and if there is no table.
+    fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError>;
 
     /// Applies a delta, wholly or not at all.
     ///

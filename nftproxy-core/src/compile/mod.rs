@@ -13,6 +13,7 @@ mod usable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model::{
@@ -64,7 +65,7 @@ fn compile_family<F: Family>(
             .notes,
     );
     let service_cidrs = state.service_cidrs::<F>();
-    compilation.ruleset(skeleton::<F>(node, &service_cidrs, compilation.features()))
+    compilation.ruleset(skeleton::<F>(node, &service_cidrs, &compilation.features()))
 }
 
 /// Something that was left out of the ruleset, and why.
@@ -168,6 +169,10 @@ pub struct Compilation<F: Family> {
     picks: Counted<Pick>,
     /// How many routes have source ranges.
     n_restricted: usize,
+    /// Timeouts of session affinity, needed or no longer: a chain for each is not worth deleting.
+    affinity_timeouts: BTreeSet<NonZeroU32>,
+    /// Session affinity may remember what it must not.
+    is_affinity_stale: bool,
     node_port_ips: BTreeSet<F::Address>,
 }
 
@@ -180,6 +185,8 @@ impl<F: Family> Default for Compilation<F> {
             hairpin: Counted::default(),
             picks: Counted::default(),
             n_restricted: 0,
+            affinity_timeouts: BTreeSet::new(),
+            is_affinity_stale: false,
             node_port_ips: BTreeSet::new(),
         }
     }
@@ -232,7 +239,63 @@ impl<F: Family> Compilation<F> {
     pub fn features(&self) -> Features {
         Features {
             source_ranges: self.n_restricted > 0,
+            affinity: self.affinity_timeouts.clone(),
         }
+    }
+
+    /// Whether session affinity may remember endpoints that are no longer usable, since the last
+    /// call of [`Compilation::affinity_swept`].
+    pub fn is_affinity_stale(&self) -> bool {
+        self.is_affinity_stale
+    }
+
+    /// Notes that anything may be remembered.
+    pub fn distrust_affinity(&mut self) {
+        self.is_affinity_stale = true;
+    }
+
+    /// Notes that nothing is remembered any more that [`Compilation::may_remember`] refuses.
+    pub fn affinity_swept(&mut self) {
+        self.is_affinity_stale = false;
+    }
+
+    /// Whether a client that is known to have got an endpoint at a destination may get it again.
+    pub fn may_remember(&self, element: &Element<F>) -> bool {
+        let (Key::Client(_, destination), Data::Endpoint(endpoint)) =
+            (element.key(), element.data())
+        else {
+            return false;
+        };
+        let node_port = Destination {
+            address: None,
+            ..*destination
+        };
+        let owner = [destination, &node_port]
+            .into_iter()
+            .find_map(|destination| Some((destination, self.claims.owner(destination)?)));
+        let Some((destination, owner)) = owner else {
+            return false;
+        };
+        let ports = self
+            .services
+            .get(&owner.service)
+            .map(|service| &service.ports);
+        ports.into_iter().flatten().any(|rules| {
+            let is_route = |route: &port::Route<F>| route.destination == *destination;
+            rules.affinity.is_some()
+                && rules
+                    .routes
+                    .iter()
+                    .find(|route| is_route(route))
+                    .is_some_and(|route| {
+                        // Under policy Local, clients from outside may have only what is local; what
+                        // others had is forgotten with it, as it cannot be told whose it is.
+                        match route.policy {
+                            TrafficPolicy::Cluster => rules.cluster.contains(endpoint),
+                            TrafficPolicy::Local => rules.local.contains(endpoint),
+                        }
+                    })
+        })
     }
 
     /// The pick chains that the elements refer to, in order.
@@ -336,6 +399,7 @@ impl<F: Family> Compilation<F> {
                 .map(|at| old_ports.remove(at));
             let rules = self.port_rules(state, node, service, port, comment, routes, &old, seeds);
             changes.replace(old.as_ref(), Some(&rules));
+            self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
             self.count(&rules);
             if let Some(old) = &old {
                 self.discount(old);
@@ -344,6 +408,7 @@ impl<F: Family> Compilation<F> {
         }
         for old in &old_ports {
             changes.replace(Some(old), None);
+            self.is_affinity_stale |= forgets(old, None);
             self.discount(old);
         }
 
@@ -393,6 +458,7 @@ impl<F: Family> Compilation<F> {
             routes.iter_mut().for_each(|route| route.restricted = false);
         }
         PortRules {
+            affinity: service.session_affinity,
             sources: sources.into(),
             comment,
             cluster: slots::assign(cluster, &usable.cluster),
@@ -413,6 +479,7 @@ impl<F: Family> Compilation<F> {
             .for_each(|address| self.hairpin.add(*address));
         picks_of(rules).for_each(|pick| self.picks.add(pick));
         self.n_restricted += n_restricted(rules);
+        self.affinity_timeouts.extend(rules.affinity);
     }
 
     fn discount(&mut self, rules: &PortRules<F>) {
@@ -501,10 +568,35 @@ fn n_restricted<F: Family>(rules: &PortRules<F>) -> usize {
 }
 
 fn picks_of<F: Family>(rules: &PortRules<F>) -> impl Iterator<Item = Pick> {
-    rules.slot_tables().filter_map(|table| {
+    let is_sticky = rules.affinity.is_some();
+    rules.slot_tables().flat_map(move |table| {
         let n = u32::try_from(table.endpoints.len())
             .ok()
-            .and_then(|n| n.try_into().ok())?;
-        Some(Pick { map: table.map, n })
+            .and_then(|n| n.try_into().ok());
+        let pick = |n, sticky| Pick {
+            map: table.map,
+            n,
+            sticky,
+        };
+        let plain = n.map(|n| pick(n, false));
+        // A sticky one leads on to the plain one.
+        let sticky = n.filter(|_| is_sticky).map(|n| pick(n, true));
+        plain.into_iter().chain(sticky)
     })
+}
+
+/// Whether something may be remembered for `old` that must not be for `new`.
+fn forgets<F: Family>(old: &PortRules<F>, new: Option<&PortRules<F>>) -> bool {
+    if old.affinity.is_none() {
+        return false;
+    }
+    let Some(new) = new.filter(|new| new.affinity.is_some()) else {
+        return true;
+    };
+    let is_lost = |old: &[EndpointAddress<F>], new: &[EndpointAddress<F>]| {
+        old.iter().any(|endpoint| !new.contains(endpoint))
+    };
+    old.routes.iter().any(|route| !new.routes.contains(route))
+        || is_lost(&old.cluster, &new.cluster)
+        || is_lost(&old.local, &new.local)
 }

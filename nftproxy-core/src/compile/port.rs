@@ -1,6 +1,7 @@
 //! One Service port's part of the ruleset.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -43,6 +44,8 @@ pub(super) struct PortRules<F: Family> {
     pub(super) cluster: Box<[EndpointAddress<F>]>,
     /// Slots for policy `Local`; none if no route has it.
     pub(super) local: Box<[EndpointAddress<F>]>,
+    /// For how long a client keeps its endpoint, seconds.
+    pub(super) affinity: Option<NonZeroU32>,
     /// Who may reach restricted routes: address and prefix length, disjoint, in order.
     pub(super) sources: Box<[(F::Address, u8)]>,
     /// Endpoints that may be on this node.
@@ -217,6 +220,9 @@ impl<F: Family> PortRules<F> {
     pub(super) fn fixed_elements(&self) -> Vec<Element<F>> {
         let mut elements = Vec::with_capacity(self.routes.len() * 2);
         for route in &self.routes {
+            if let Some(seconds) = self.affinity {
+                elements.push(Element::sticky(route.destination, seconds));
+            }
             if route.restricted {
                 let Route { destination, .. } = *route;
                 elements.push(Element::restricted(destination).with_comment(self.comment.clone()));
@@ -248,11 +254,12 @@ impl<F: Family> PortRules<F> {
         if self.cluster.is_empty() {
             return add(Role::Unavailable, Verdict::Goto(ChainName::Refuse));
         }
+        let sticky = self.affinity.is_some();
         let goto_pick = |map: SlotMap, endpoints: &[EndpointAddress<F>]| {
             let n = u32::try_from(endpoints.len())
                 .ok()
                 .and_then(|n| n.try_into().ok())?;
-            Some(Verdict::Goto(ChainName::Pick(Pick { map, n })))
+            Some(Verdict::Goto(ChainName::Pick(Pick { map, n, sticky })))
         };
         let (cluster_map, local_map, external, external_local) = if node_port {
             (

@@ -1,6 +1,7 @@
 //! The fixed chains of one family, and the body of a pick chain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use crate::model::{Detector, Family, IpFamily, Node, NodePortAddresses, Protocol};
 use crate::ruleset::expr::{Match, Reject, Statement, Verdict};
@@ -9,17 +10,19 @@ use crate::ruleset::{Rule, Skeleton};
 
 /// Which optional chains there are. Connections pay for each, so they exist while something needs
 /// them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Features {
     /// Some Service has source ranges.
     pub source_ranges: bool,
+    /// The timeouts of session affinity that Services have, in seconds.
+    pub affinity: BTreeSet<NonZeroU32>,
 }
 
 /// Builds the fixed chains from the node's settings and the ServiceCIDRs of the family.
 pub fn skeleton<F: Family>(
     node: &Node,
     service_cidrs: &[(F::Address, u8)],
-    features: Features,
+    features: &Features,
 ) -> Skeleton {
     let detector = node.detector::<F>();
     let mark = node.masquerade_mark;
@@ -29,7 +32,10 @@ pub fn skeleton<F: Family>(
         (ChainName::Output, jump(ChainName::Services)),
         (ChainName::PreroutingGuard, jump(ChainName::Guard)),
         (ChainName::OutputGuard, jump(ChainName::Guard)),
-        (ChainName::Postrouting, postrouting::<F>(mark)),
+        (
+            ChainName::Postrouting,
+            postrouting::<F>(mark, &features.affinity),
+        ),
         (ChainName::Services, services(&detector, node)),
         (
             ChainName::NodePorts,
@@ -65,10 +71,23 @@ pub fn skeleton<F: Family>(
         (ChainName::Refuse, refuse::<F>()),
     ];
     let mut chains = BTreeMap::from(chains);
-    let Features { source_ranges } = features;
-    if source_ranges {
+    let Features {
+        source_ranges,
+        affinity,
+    } = features;
+    if *source_ranges {
         chains.insert(ChainName::PreroutingSourceRanges, other_sources::<F>());
         chains.insert(ChainName::OutputSourceRanges, other_sources::<F>());
+    }
+    if !affinity.is_empty() {
+        chains.insert(ChainName::Remember, remember::<F>());
+        chains.insert(ChainName::Input, vec![remember_if_translated::<F>()]);
+    }
+    for seconds in affinity {
+        chains.insert(
+            ChainName::RememberFor(*seconds),
+            remember_for::<F>(*seconds),
+        );
     }
     Skeleton { chains }
 }
@@ -78,12 +97,64 @@ pub fn skeleton<F: Family>(
 /// ```nft
 /// dnat ip addr . port to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
 /// ```
+///
+/// A sticky one leads to the plain one if nothing is remembered:
+///
+/// ```nft
+/// dnat ip addr . port to ip saddr . ip daddr . meta l4proto . th dport map @affinity
+/// goto pick-3
+/// ```
 pub fn pick<F: Family>(pick: Pick) -> Vec<Rule> {
-    let Pick { map, n } = pick;
+    let Pick { map, n, sticky } = pick;
+    if sticky {
+        let plain = ChainName::Pick(Pick {
+            map,
+            n,
+            sticky: false,
+        });
+        return vec![
+            Rule::new::<F>([Statement::DnatToRemembered]),
+            Rule::new::<F>([Statement::Verdict(Verdict::Goto(plain))]),
+        ];
+    }
     vec![Rule::new::<F>([Statement::DnatToSlot {
         map: map.set(),
         n: n.get(),
     }])]
+}
+
+const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+
+/// Finds out whether a connection that has just been translated was sent to where clients keep
+/// their endpoint. By now its destination is the endpoint, so it is asked where it went at first.
+///
+/// ```nft
+/// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @sticky
+/// meta l4proto tcp meta l4proto . ct original proto-dst vmap @sticky-node-ports
+/// ```
+fn remember<F: Family>() -> Vec<Rule> {
+    [SetName::Sticky, SetName::StickyNodePorts]
+        .into_iter()
+        .flat_map(|set| PROTOCOLS.map(|protocol| (set, protocol)))
+        .map(|(set, protocol)| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]))
+        .collect()
+}
+
+/// ```nft
+/// meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 10800s : ip daddr . tcp dport }
+/// ```
+fn remember_for<F: Family>(seconds: NonZeroU32) -> Vec<Rule> {
+    PROTOCOLS
+        .map(|protocol| Rule::new::<F>([Statement::Remember(protocol, seconds)]))
+        .into()
+}
+
+/// ```nft
+/// ct status dnat jump remember
+/// ```
+fn remember_if_translated<F: Family>() -> Rule {
+    let jump = Statement::Verdict(Verdict::Jump(ChainName::Remember));
+    Rule::new::<F>([Statement::IsDnat, jump])
 }
 
 /// The range lookup is the dearer one, so only connections to restricted destinations make it.
@@ -218,8 +289,13 @@ fn refuse<F: Family>() -> Vec<Rule> {
 /// meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade fully-random
 /// ct status dnat ip saddr . ip daddr @hairpin masquerade fully-random
 /// ```
-fn postrouting<F: Family>(mark: u32) -> Vec<Rule> {
-    vec![
+fn postrouting<F: Family>(mark: u32, affinity: &BTreeSet<NonZeroU32>) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if !affinity.is_empty() {
+        // Before the source is translated: clients are known by the address they came with.
+        rules.push(remember_if_translated::<F>());
+    }
+    rules.extend([
         Rule::new::<F>([
             Statement::HasMark(mark),
             Statement::ClearMark(mark),
@@ -230,7 +306,8 @@ fn postrouting<F: Family>(mark: u32) -> Vec<Rule> {
             Statement::In(SetName::Hairpin),
             Statement::Masquerade,
         ]),
-    ]
+    ]);
+    rules
 }
 
 /// Matches the addresses that accept NodePorts.

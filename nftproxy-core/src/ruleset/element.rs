@@ -3,11 +3,11 @@
 //! The constructors are the only way to make one, so its key and data always fit its set.
 
 use std::net::IpAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use super::expr::Verdict;
-use super::name::{SetName, SlotMap};
+use super::name::{ChainName, SetName, SlotMap};
 use super::schema::{DataType, Field, schema};
 use crate::model::{EndpointAddress, Family, Protocol};
 
@@ -57,6 +57,8 @@ pub enum Key<F: Family> {
     Destination(Destination<F>),
     /// The slot of an endpoint, counted from 0.
     Slot(Destination<F>, u32),
+    /// A client, and where it connected to.
+    Client(F::Address, Destination<F>),
     /// A range of sources that may reach a virtual address: its first address and prefix length.
     Source(Destination<F>, F::Address, u8),
 }
@@ -129,6 +131,37 @@ impl<F: Family> Element<F> {
         Self::new(set, Key::Slot(destination, slot), Data::Endpoint(endpoint))
     }
 
+    /// An element of `affinity`: the endpoint that a client got at a destination.
+    ///
+    /// # Panics
+    ///
+    /// If the destination has no address: a NodePort has that of the node.
+    pub fn remembered(
+        client: F::Address,
+        destination: Destination<F>,
+        endpoint: EndpointAddress<F>,
+    ) -> Self {
+        assert!(
+            destination.address.is_some(),
+            "{destination} is at some address"
+        );
+        Self::new(
+            SetName::Affinity,
+            Key::Client(client, destination),
+            Data::Endpoint(endpoint),
+        )
+    }
+
+    /// An element of `sticky` or `sticky-node-ports`: how long clients are remembered there.
+    pub fn sticky(destination: Destination<F>, seconds: NonZeroU32) -> Self {
+        let set = match destination.address {
+            Some(_) => SetName::Sticky,
+            None => SetName::StickyNodePorts,
+        };
+        let verdict = Verdict::Goto(ChainName::RememberFor(seconds));
+        Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
+    }
+
     /// The same element with a comment.
     pub fn with_comment(mut self, comment: Arc<str>) -> Self {
         self.comment = Some(comment);
@@ -176,6 +209,9 @@ impl<F: Family> Element<F> {
             Key::Hairpin(address) => format!("{address} . {address}"),
             Key::Destination(destination) => nft_destination(destination),
             Key::Slot(destination, slot) => format!("{} . {slot}", nft_destination(destination)),
+            Key::Client(client, destination) => {
+                format!("{client} . {}", nft_destination(destination))
+            }
             Key::Source(destination, first, len) => {
                 format!("{} . {first}/{len}", nft_destination(destination))
             }
@@ -205,6 +241,10 @@ impl<F: Family> Element<F> {
             Key::Slot(destination, slot) => {
                 write_destination(destination, out);
                 out.extend_from_slice(&slot.to_ne_bytes());
+            }
+            Key::Client(client, destination) => {
+                F::write_address(*client, out);
+                write_destination(destination, out);
             }
             Key::Source(destination, first, _) => {
                 write_destination(destination, out);
@@ -241,6 +281,10 @@ impl<F: Family> Element<F> {
             [Field::Saddr, Field::Daddr] => {
                 let address = fields.address::<F>()?;
                 (fields.address::<F>()? == address).then_some(Key::Hairpin(address))?
+            }
+            [Field::Saddr, Field::Daddr, _, ..] => {
+                let client = fields.address::<F>()?;
+                Key::Client(client, fields.destination(&schema.key[1..])?)
             }
             [.., Field::SaddrRange] => {
                 let destination = fields.destination(schema.key)?;

@@ -4,6 +4,8 @@
 //! and [`Statement::nft`] stand side by side for each, and the kernel tests check that both say
 //! the same: the text through `nft -f` and the expressions through netlink list identically.
 
+use std::num::NonZeroU32;
+
 use super::name::{ChainName, SetName};
 use super::schema::{Field, schema};
 use crate::model::{Family, Protocol};
@@ -41,6 +43,24 @@ pub enum Expr {
     CtStatus {
         /// Where to.
         register: Register,
+    },
+    /// Loads a part of the connection's original direction, before any translation.
+    CtOriginal {
+        /// Which.
+        key: CtOriginalKey,
+        /// Where to.
+        register: Register,
+    },
+    /// Adds an element to a map, or makes it anew.
+    Update {
+        /// The map.
+        set: SetName,
+        /// First register of the key.
+        key: Register,
+        /// First register of the data.
+        data: Register,
+        /// How long the element lives, milliseconds.
+        timeout: u64,
     },
     /// Loads the type of route to an address (`fib … type`, 4 bytes, host byte order).
     FibType {
@@ -114,6 +134,15 @@ pub enum PayloadBase {
     Network,
     /// The TCP, UDP or SCTP header.
     Transport,
+}
+
+/// `NFT_CT_…` of the original direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CtOriginalKey {
+    /// Destination address, 4 or 16 bytes, network byte order.
+    Daddr,
+    /// Destination port, 2 bytes, network byte order.
+    Dport,
 }
 
 /// `NFT_META_…`
@@ -218,6 +247,12 @@ pub enum Statement<F: Family> {
     ClearMark(u32),
     /// Obeys the verdict that the map has for the packet's key, if any.
     Vmap(SetName),
+    /// Obeys the verdict that the map has for where a connection was sent to at first.
+    VmapOriginal(SetName, Protocol),
+    /// Remembers where a connection was led to, for so many seconds.
+    Remember(Protocol, NonZeroU32),
+    /// Translates the destination to the remembered endpoint, if there is one.
+    DnatToRemembered,
     /// Translates the destination to one of `n` slots, drawn at random.
     DnatToSlot {
         /// A map of slots.
@@ -284,6 +319,24 @@ impl<F: Family> Statement<F> {
             Self::SetMark(mark) => format!("meta mark set meta mark | {mark:#x}"),
             Self::ClearMark(mark) => format!("meta mark set meta mark ^ {mark:#x}"),
             Self::Vmap(set) => format!("{} vmap @{set}", key(*set)),
+            Self::VmapOriginal(set, protocol) => {
+                let key = original::<F>(schema(*set).key);
+                format!("meta l4proto {} {key} vmap @{set}", protocol.nft_name())
+            }
+            Self::Remember(protocol, seconds) => {
+                let protocol = protocol.nft_name();
+                let key = original::<F>(schema(SetName::Affinity).key);
+                let data = format!("{family} daddr . {protocol} dport");
+                format!(
+                    "meta l4proto {protocol} update @affinity {{ {key} timeout {seconds}s : {data} }}"
+                )
+            }
+            Self::DnatToRemembered => {
+                format!(
+                    "dnat {family} addr . port to {} map @affinity",
+                    key(SetName::Affinity)
+                )
+            }
             Self::DnatToSlot { map, n } => {
                 let fields: Vec<_> = schema(*map)
                     .key
@@ -420,6 +473,39 @@ impl<F: Family> Statement<F> {
                     data: LookupData::Verdict,
                 });
             }
+            Self::VmapOriginal(set, protocol) => {
+                Self::L4Proto(*protocol).lower(out);
+                load_original::<F>(schema(*set).key, out);
+                out.push(Expr::Lookup {
+                    set: *set,
+                    register: 0,
+                    data: LookupData::Verdict,
+                });
+            }
+            Self::Remember(protocol, seconds) => {
+                Self::L4Proto(*protocol).lower(out);
+                let data = load_original::<F>(schema(SetName::Affinity).key, out);
+                load_fields::<F>(&[Field::Daddr, Field::Dport], data, 0, out);
+                out.push(Expr::Update {
+                    set: SetName::Affinity,
+                    key: 0,
+                    data,
+                    timeout: u64::from(seconds.get()) * 1000,
+                });
+            }
+            Self::DnatToRemembered => {
+                let set = SetName::Affinity;
+                load_key::<F>(schema(set).key, 0, out);
+                out.push(Expr::Lookup {
+                    set,
+                    register: 0,
+                    data: LookupData::Load(0),
+                });
+                out.push(Expr::Dnat {
+                    address: 0,
+                    port: Field::Daddr.words::<F>(),
+                });
+            }
             Self::DnatToSlot { map, n } => {
                 load_key::<F>(schema(*map).key, *n, out);
                 out.push(Expr::Lookup {
@@ -441,7 +527,47 @@ impl<F: Family> Statement<F> {
 
 /// Loads the fields of a key into registers from 0 on.
 fn load_key<F: Family>(key: &[Field], modulus: u32, out: &mut Vec<Expr>) {
+    load_fields::<F>(key, 0, modulus, out);
+}
+
+/// The fields of a key as nft(8) writes them after translation: the destination is the one that
+/// the connection was sent to at first.
+fn original<F: Family>(key: &[Field]) -> String {
+    let fields = key.iter().map(|field| match field {
+        Field::Daddr => format!("ct original {} daddr", F::FAMILY.nft_name()),
+        Field::Dport => "ct original proto-dst".into(),
+        field => field.nft::<F>(),
+    });
+    fields.collect::<Vec<_>>().join(" . ")
+}
+
+/// Loads the fields of [`original`] into registers from 0 on, and returns the next free one.
+fn load_original<F: Family>(key: &[Field], out: &mut Vec<Expr>) -> Register {
     let mut register = 0;
+    for field in key {
+        match field {
+            Field::Daddr => out.push(Expr::CtOriginal {
+                key: CtOriginalKey::Daddr,
+                register,
+            }),
+            Field::Dport => out.push(Expr::CtOriginal {
+                key: CtOriginalKey::Dport,
+                register,
+            }),
+            field => load_fields::<F>(&[*field], register, 0, out),
+        }
+        register += field.words::<F>();
+    }
+    register
+}
+
+/// Loads fields into registers from `register` on.
+fn load_fields<F: Family>(
+    key: &[Field],
+    mut register: Register,
+    modulus: u32,
+    out: &mut Vec<Expr>,
+) {
     for field in key {
         out.push(match field {
             Field::Saddr | Field::SaddrRange => load_address::<F>(F::SADDR_OFFSET, register),

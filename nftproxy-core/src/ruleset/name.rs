@@ -52,11 +52,17 @@ pub enum SetName {
     LocalNodePortEndpoints,
     /// As `unavailable`, for NodePorts.
     UnavailableNodePorts,
+    /// Virtual address, protocol, port with session affinity → for how long it is remembered.
+    Sticky,
+    /// As `sticky`, for NodePorts.
+    StickyNodePorts,
+    /// Client, address, protocol, port → the endpoint that the client had last. Rules write it.
+    Affinity,
 }
 
 impl SetName {
     /// Every set and map, in order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 20] = [
         Self::ClusterIps,
         Self::NodePortIps,
         Self::Hairpin,
@@ -74,6 +80,9 @@ impl SetName {
         Self::NodePortEndpoints,
         Self::LocalNodePortEndpoints,
         Self::UnavailableNodePorts,
+        Self::Sticky,
+        Self::StickyNodePorts,
+        Self::Affinity,
     ];
 
     /// The name in the kernel.
@@ -96,6 +105,9 @@ impl SetName {
             Self::NodePortEndpoints => "node-port-endpoints",
             Self::LocalNodePortEndpoints => "local-node-port-endpoints",
             Self::UnavailableNodePorts => "unavailable-node-ports",
+            Self::Sticky => "sticky",
+            Self::StickyNodePorts => "sticky-node-ports",
+            Self::Affinity => "affinity",
         }
     }
 
@@ -143,15 +155,21 @@ pub enum ChainName {
     PreroutingGuard,
     /// Base chain: what `output` left untranslated.
     OutputGuard,
+    /// Remembers which endpoint a client got, if it got one with session affinity.
+    Remember,
+    /// Base chain: connections that end on this host, for `remember`.
+    Input,
     /// Base chain: source addresses.
     Postrouting,
+    /// Remembers an endpoint for so many seconds: `remember-10800`.
+    RememberFor(NonZeroU32),
     /// Picks an endpoint at random.
     Pick(Pick),
 }
 
 impl ChainName {
     /// The chains whose names are fixed, in order of creation.
-    pub const FIXED: [Self; 15] = [
+    pub const FIXED: [Self; 17] = [
         Self::Refuse,
         Self::External,
         Self::ExternalLocal,
@@ -166,16 +184,22 @@ impl ChainName {
         Self::Output,
         Self::PreroutingGuard,
         Self::OutputGuard,
+        Self::Remember,
+        Self::Input,
         Self::Postrouting,
     ];
 
     /// The chain of this name in the kernel.
     pub fn parse(name: &str) -> Option<Self> {
-        Pick::parse(name).map(Self::Pick).or_else(|| {
-            Self::FIXED
-                .into_iter()
-                .find(|chain| chain.fixed_name() == Some(name))
-        })
+        let remember_for = || parse_number(name.strip_prefix(REMEMBER_PREFIX)?);
+        Pick::parse(name)
+            .map(Self::Pick)
+            .or_else(|| remember_for().map(Self::RememberFor))
+            .or_else(|| {
+                Self::FIXED
+                    .into_iter()
+                    .find(|chain| chain.fixed_name() == Some(name))
+            })
     }
 
     fn fixed_name(&self) -> Option<&'static str> {
@@ -194,8 +218,10 @@ impl ChainName {
             Self::Output => "output",
             Self::PreroutingGuard => "prerouting-guard",
             Self::OutputGuard => "output-guard",
+            Self::Remember => "remember",
+            Self::Input => "input",
             Self::Postrouting => "postrouting",
-            Self::Pick(_) => return None,
+            Self::RememberFor(_) | Self::Pick(_) => return None,
         })
     }
 }
@@ -204,6 +230,7 @@ impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pick(pick) => pick.fmt(f),
+            Self::RememberFor(seconds) => write!(f, "{REMEMBER_PREFIX}{seconds}"),
             fixed => f.write_str(fixed.fixed_name().unwrap_or_default()),
         }
     }
@@ -251,29 +278,42 @@ impl SlotMap {
     }
 }
 
-/// The chain that picks one of `n` slots of a map: `pick-3`, `pick-local-3` and so on.
+/// The chain that picks one of `n` slots of a map: `pick-3`, `pick-local-3` and so on; or that
+/// tries the remembered endpoint first: `sticky-pick-3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {
     /// Where the endpoints are.
     pub map: SlotMap,
     /// How many slots there are.
     pub n: NonZeroU32,
+    /// Whether there is session affinity.
+    pub sticky: bool,
+}
+
+const STICKY_PREFIX: &str = "sticky-";
+const REMEMBER_PREFIX: &str = "remember-";
+
+/// Reads a number in the only spelling that we write: no sign, no leading zero.
+fn parse_number(digits: &str) -> Option<NonZeroU32> {
+    let number: NonZeroU32 = digits.parse().ok()?;
+    (number.to_string() == digits).then_some(number)
 }
 
 impl Pick {
     fn parse(name: &str) -> Option<Self> {
+        let plain = name.strip_prefix(STICKY_PREFIX);
+        let sticky = plain.is_some();
         SlotMap::ALL.into_iter().find_map(|map| {
-            let digits = name.strip_prefix(map.pick_prefix())?;
-            // Only the spelling that we write: no sign, no leading zero.
-            let n: NonZeroU32 = digits.parse().ok()?;
-            (n.to_string() == digits).then_some(Self { map, n })
+            let n = parse_number(plain.unwrap_or(name).strip_prefix(map.pick_prefix())?)?;
+            Some(Self { map, n, sticky })
         })
     }
 }
 
 impl fmt::Display for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.map.pick_prefix(), self.n)
+        let sticky = if self.sticky { STICKY_PREFIX } else { "" };
+        write!(f, "{sticky}{}{}", self.map.pick_prefix(), self.n)
     }
 }
 
@@ -286,12 +326,17 @@ mod tests {
         for set in SetName::ALL {
             assert_eq!(SetName::parse(set.as_str()), Some(set));
         }
-        let picks = SlotMap::ALL.map(|map| {
-            ChainName::Pick(Pick {
-                map,
-                n: NonZeroU32::new(12).unwrap(),
+        let number = NonZeroU32::new(12).unwrap();
+        let picks = SlotMap::ALL.into_iter().flat_map(|map| {
+            [false, true].map(|sticky| {
+                ChainName::Pick(Pick {
+                    map,
+                    n: number,
+                    sticky,
+                })
             })
         });
+        let picks = picks.chain([ChainName::RememberFor(number)]);
         for chain in ChainName::FIXED.into_iter().chain(picks) {
             assert_eq!(ChainName::parse(&chain.to_string()), Some(chain));
             assert!(chain.to_string().len() < NAME_MAX_LEN);

@@ -54,6 +54,9 @@ impl Field {
 /// number to write the type of a `numgen` expression.
 pub const SLOT_TYPE_MODULUS: u32 = 65536;
 
+/// How many choices of clients are remembered; beyond, connections work and are not remembered.
+pub const AFFINITY_MAX_CLIENTS: u32 = 1_000_000;
+
 /// What an element of a set maps to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DataType {
@@ -82,15 +85,19 @@ pub fn schema(set: SetName) -> Schema {
         SetName::Hairpin => (&[Saddr, Daddr], DataType::None),
         SetName::Restricted => (&[Daddr, L4Proto, Dport], DataType::None),
         SetName::AllowedSources => (&[Daddr, L4Proto, Dport, SaddrRange], DataType::None),
-        SetName::Services | SetName::External | SetName::Local | SetName::Unavailable => {
-            (&[Daddr, L4Proto, Dport], DataType::Verdict)
-        }
+        SetName::Affinity => (&[Saddr, Daddr, L4Proto, Dport], DataType::Endpoint),
+        SetName::Services
+        | SetName::External
+        | SetName::Local
+        | SetName::Unavailable
+        | SetName::Sticky => (&[Daddr, L4Proto, Dport], DataType::Verdict),
         SetName::Endpoints | SetName::LocalEndpoints => {
             (&[Daddr, L4Proto, Dport, Slot], DataType::Endpoint)
         }
         SetName::NodePorts
         | SetName::ExternalNodePorts
         | SetName::LocalNodePorts
+        | SetName::StickyNodePorts
         | SetName::UnavailableNodePorts => (&[L4Proto, Dport], DataType::Verdict),
         SetName::NodePortEndpoints | SetName::LocalNodePortEndpoints => {
             (&[L4Proto, Dport, Slot], DataType::Endpoint)
@@ -122,6 +129,12 @@ impl Schema {
         self.key.contains(&Field::SaddrRange)
     }
 
+    /// Whether rules add elements of their own, each with a timeout, up to
+    /// [`AFFINITY_MAX_CLIENTS`].
+    pub fn is_dynamic(&self) -> bool {
+        self.key.first() == Some(&Field::Saddr) && self.data == DataType::Endpoint
+    }
+
     /// The type as nft(8) declares it.
     pub fn nft<F: Family>(&self) -> String {
         let fields = |fields: &[Field]| {
@@ -137,7 +150,13 @@ impl Schema {
             DataType::None => format!("typeof {key}"),
             DataType::Verdict => format!("typeof {key} : verdict"),
             DataType::Endpoint => {
-                format!("typeof {key} : {}", fields(&[Field::Daddr, Field::Dport]))
+                let data = fields(&[Field::Daddr, Field::Dport]);
+                let dynamic = if self.is_dynamic() {
+                    format!("; size {AFFINITY_MAX_CLIENTS}; flags dynamic,timeout")
+                } else {
+                    String::new()
+                };
+                format!("typeof {key} : {data}{dynamic}")
             }
         }
     }
@@ -155,6 +174,8 @@ impl SlotMap {
 pub enum Hook {
     /// `NF_INET_PRE_ROUTING`
     Prerouting,
+    /// `NF_INET_LOCAL_IN`
+    Input,
     /// `NF_INET_LOCAL_OUT`
     Output,
     /// `NF_INET_POST_ROUTING`
@@ -166,6 +187,7 @@ impl Hook {
     pub fn number(self) -> u32 {
         match self {
             Self::Prerouting => 0,
+            Self::Input => 1,
             Self::Output => 3,
             Self::Postrouting => 4,
         }
@@ -175,6 +197,7 @@ impl Hook {
     pub fn nft(self) -> &'static str {
         match self {
             Self::Prerouting => "prerouting",
+            Self::Input => "input",
             Self::Output => "output",
             Self::Postrouting => "postrouting",
         }
@@ -209,6 +232,8 @@ pub fn base_chain(chain: ChainName) -> Option<BaseChain> {
         ChainName::Output => (Hook::Output, PRIORITY_DSTNAT),
         ChainName::PreroutingGuard => (Hook::Prerouting, PRIORITY_GUARD),
         ChainName::OutputGuard => (Hook::Output, PRIORITY_GUARD),
+        // Where source addresses are translated on the way in; it is after the destination's.
+        ChainName::Input => (Hook::Input, PRIORITY_SRCNAT),
         ChainName::Postrouting => (Hook::Postrouting, PRIORITY_SRCNAT),
         _ => return None,
     };

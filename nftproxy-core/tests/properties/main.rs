@@ -22,7 +22,7 @@ use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::diff::{Counts, Delta, Observed, diff};
 use nftproxy_core::model::{Family, Node, ServiceName, State, V4, V6};
 use nftproxy_core::ruleset::FamilyRuleset;
-use nftproxy_core::ruleset::element::{Data, Key};
+use nftproxy_core::ruleset::element::{Data, Element, Key};
 use nftproxy_core::ruleset::name::{Pick, SlotMap};
 use nftproxy_core::sync::Syncer;
 use nftproxy_core::trace::{Packet, possible, trace};
@@ -59,7 +59,11 @@ fn normal<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
         slots.sort();
         let n = u32::try_from(slots.len()).unwrap().try_into().unwrap();
         assert!(
-            ruleset.picks.contains(&Pick { map, n }),
+            ruleset.picks.contains(&Pick {
+                map,
+                n,
+                sticky: false
+            }),
             "no pick of {n} in {map:?}"
         );
         lines.insert(format!("{map:?} {destination} {slots:?}"));
@@ -101,6 +105,10 @@ impl<F: Family> Kernel<F> for Flaky<F> {
             return Err(ApplyError::Unstable);
         }
         self.kernel.list()
+    }
+
+    fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        self.kernel.list_affinity()
     }
 
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {

@@ -35,6 +35,8 @@ pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
 pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
 pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
 pub(super) const NFT_MSG_GETGEN: u16 = 16;
+/// Deletes an element, or does nothing if there is none; since 6.3.
+pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
 
 pub(super) const NFPROTO_IPV4: u16 = 2;
 pub(super) const NFPROTO_IPV6: u16 = 10;
@@ -75,6 +77,9 @@ pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 pub(super) const NFTA_GEN_ID: u16 = 1;
 
 pub(super) const NFT_SET_INTERVAL: u32 = 0x4;
+pub(super) const NFT_SET_TIMEOUT: u32 = 0x10;
+/// `NFT_SET_EVAL`: rules may write to it.
+pub(super) const NFT_SET_EVAL: u32 = 0x20;
 pub(super) const NFT_SET_MAP: u32 = 0x8;
 pub(super) const NFT_SET_CONCAT: u32 = 0x80;
 pub(super) const NFT_LOOKUP_F_INV: u32 = 1;
@@ -94,6 +99,12 @@ pub(super) const NFT_META_MARK: u32 = 3;
 pub(super) const NFT_META_IIFNAME: u32 = 6;
 pub(super) const NFT_META_L4PROTO: u32 = 16;
 pub(super) const NFT_CT_STATUS: u32 = 2;
+pub(super) const NFT_CT_PROTO_DST: u32 = 12;
+pub(super) const NFT_CT_DST_IP: u32 = 20;
+pub(super) const NFT_CT_DST_IP6: u32 = 22;
+/// `IP_CT_DIR_ORIGINAL`
+pub(super) const IP_CT_DIR_ORIGINAL: u8 = 0;
+pub(super) const NFT_DYNSET_OP_UPDATE: u32 = 1;
 pub(super) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(super) const NFTA_FIB_F_SADDR: u32 = 1;
 pub(super) const NFTA_FIB_F_DADDR: u32 = 2;

@@ -10,9 +10,11 @@ use super::constants::*;
 use super::encode::{data_type, fields_type, reject_code, set_flags};
 use super::{nfproto, userdata};
 use crate::diff::Observed;
-use crate::model::Family;
+use crate::model::{Family, IpFamily};
 use crate::ruleset::element::{Element, RawData};
-use crate::ruleset::expr::{Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict};
+use crate::ruleset::expr::{
+    CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
+};
 use crate::ruleset::name::{ChainName, SetName, TABLE};
 use crate::ruleset::schema::{base_chain, schema};
 use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
@@ -175,7 +177,8 @@ impl<F: Family> Decoder<F> {
     }
 }
 
-fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<Element<F>> {
+/// Decodes an element; `None` if it is none that we, or our rules, would write.
+pub(super) fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<Element<F>> {
     let (mut key, mut key_end, mut data, mut comment) = (None, None, RawData::None, None);
     for (attribute, payload) in attributes(element) {
         match attribute {
@@ -249,6 +252,22 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
                 Expr::Meta { key, register }
             }
             _ => return None,
+        },
+        "ct" if find(data, 3) == Some(&[IP_CT_DIR_ORIGINAL]) => Expr::CtOriginal {
+            key: match (number(2)?, F::FAMILY) {
+                (NFT_CT_PROTO_DST, _) => CtOriginalKey::Dport,
+                (NFT_CT_DST_IP, IpFamily::V4) | (NFT_CT_DST_IP6, IpFamily::V6) => {
+                    CtOriginalKey::Daddr
+                }
+                _ => return None,
+            },
+            register: register(1)?,
+        },
+        "dynset" if number(3)? == NFT_DYNSET_OP_UPDATE => Expr::Update {
+            set: SetName::parse(find(data, 1).and_then(string)?)?,
+            key: register(4)?,
+            data: register(5)?,
+            timeout: u64::from_be_bytes(find(data, 6)?.try_into().ok()?),
         },
         "ct" if number(2)? == NFT_CT_STATUS => Expr::CtStatus {
             register: register(1)?,

@@ -17,9 +17,11 @@ use crate::diff::{Delta, TableChange, for_each_set};
 use crate::model::{EndpointAddress, Family, IpFamily};
 use crate::ruleset::Rule;
 use crate::ruleset::element::{Data, Element, write_port};
-use crate::ruleset::expr::{Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict};
+use crate::ruleset::expr::{
+    CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
+};
 use crate::ruleset::name::{ChainName, SetName, TABLE, TABLE_COMMENT};
-use crate::ruleset::schema::{DataType, Field, Schema, base_chain, schema};
+use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, base_chain, schema};
 
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
@@ -87,10 +89,10 @@ impl Batch {
                 start,
                 names,
             }) => {
-                let all = if *verb == "adding" {
-                    &delta.add_elements
-                } else {
-                    &delta.delete_elements
+                let all = match *verb {
+                    "adding" => &delta.add_elements,
+                    "forgetting" => &delta.forget,
+                    _ => &delta.delete_elements,
                 };
                 let elements = &all[names.first..names.first + names.len];
                 match offset.and_then(|offset| self.element_at(*start, offset)) {
@@ -128,14 +130,17 @@ impl Batch {
 }
 
 /// Encodes a delta.
-pub(super) fn batch<F: Family>(delta: &Delta<F>) -> Batch {
-    let mut encoder = Encoder::<F>::new();
+///
+/// With `can_destroy`, what is to be forgotten may be gone already; that takes a kernel of 6.3.
+pub(super) fn batch<F: Family>(delta: &Delta<F>, can_destroy: bool) -> Batch {
+    let mut encoder = Encoder::<F>::new(can_destroy);
     encoder.begin();
     encoder.delta(delta);
     encoder.end()
 }
 
 struct Encoder<F> {
+    can_destroy: bool,
     batch: Batch,
     writer: Writer,
     /// Where the message that was written last starts.
@@ -145,13 +150,14 @@ struct Encoder<F> {
 }
 
 impl<F: Family> Encoder<F> {
-    fn new() -> Self {
+    fn new(can_destroy: bool) -> Self {
         let batch = Batch {
             bytes: Vec::new(),
             operations: Vec::new(),
             acknowledged: 0,
         };
         Self {
+            can_destroy,
             batch,
             writer: Writer::new(),
             last: 0,
@@ -215,6 +221,7 @@ impl<F: Family> Encoder<F> {
             table,
             add_chains,
             set_rules,
+            forget,
             delete_elements,
             add_elements,
             delete_chains,
@@ -243,6 +250,12 @@ impl<F: Family> Encoder<F> {
                 self.add_rule(*chain, rule);
             }
         }
+        let forget_message = if self.can_destroy {
+            NFT_MSG_DESTROYSETELEM
+        } else {
+            NFT_MSG_DELSETELEM
+        };
+        self.elements("forgetting", forget_message, 0, forget);
         self.elements("deleting", NFT_MSG_DELSETELEM, 0, delete_elements);
         self.elements(
             "adding",
@@ -292,6 +305,9 @@ impl<F: Family> Encoder<F> {
                 .map(|field| field.byte_len::<F>() as u8)
                 .collect();
             object.bytes(sys::NFTNL_SET_DESC_CONCAT, &lengths);
+        }
+        if schema.is_dynamic() {
+            object.u32(sys::NFTNL_SET_DESC_SIZE, AFFINITY_MAX_CLIENTS);
         }
         if let Some(data_type) = data_type::<F>(schema.data) {
             object.u32(sys::NFTNL_SET_DATA_TYPE, data_type);
@@ -485,7 +501,12 @@ pub(super) fn set_flags(schema: &Schema) -> u32 {
     } else {
         0
     };
-    map | interval
+    let dynamic = if schema.is_dynamic() {
+        NFT_SET_TIMEOUT | NFT_SET_EVAL
+    } else {
+        0
+    };
+    map | interval | dynamic
 }
 
 /// The type that nft(8) gives a concatenation: six bits per field, last one lowest.
@@ -567,6 +588,31 @@ fn expression<F: Family>(expr: &Expr) -> Option<Expression> {
         Expr::CtStatus { register: dreg } => named(c"ct")?
             .u32(sys::NFTNL_EXPR_CT_KEY, NFT_CT_STATUS)
             .u32(sys::NFTNL_EXPR_CT_DREG, register(*dreg)),
+        Expr::CtOriginal {
+            key,
+            register: dreg,
+        } => {
+            let key = match (key, F::FAMILY) {
+                (CtOriginalKey::Dport, _) => NFT_CT_PROTO_DST,
+                (CtOriginalKey::Daddr, IpFamily::V4) => NFT_CT_DST_IP,
+                (CtOriginalKey::Daddr, IpFamily::V6) => NFT_CT_DST_IP6,
+            };
+            named(c"ct")?
+                .u32(sys::NFTNL_EXPR_CT_KEY, key)
+                .bytes(sys::NFTNL_EXPR_CT_DIR, &[IP_CT_DIR_ORIGINAL])
+                .u32(sys::NFTNL_EXPR_CT_DREG, register(*dreg))
+        }
+        Expr::Update {
+            set,
+            key,
+            data,
+            timeout,
+        } => named(c"dynset")?
+            .str(sys::NFTNL_EXPR_DYNSET_SET_NAME, set.as_str())
+            .u32(sys::NFTNL_EXPR_DYNSET_OP, NFT_DYNSET_OP_UPDATE)
+            .u32(sys::NFTNL_EXPR_DYNSET_SREG_KEY, register(*key))
+            .u32(sys::NFTNL_EXPR_DYNSET_SREG_DATA, register(*data))
+            .bytes(sys::NFTNL_EXPR_DYNSET_TIMEOUT, &timeout.to_ne_bytes()),
         Expr::FibType {
             destination,
             register: dreg,

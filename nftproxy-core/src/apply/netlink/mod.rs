@@ -19,11 +19,13 @@ use self::attribute::{
     put_str, string,
 };
 use self::constants::*;
-use self::decode::{Decoder, our_table};
+use self::decode::{Decoder, decode_element, our_table};
 use super::{ApplyError, Committed, Kernel};
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
-use crate::ruleset::name::TABLE;
+use crate::ruleset::element::Element;
+use crate::ruleset::name::{SetName, TABLE};
+use crate::ruleset::schema::schema;
 
 /// The kernel's dumps fill buffers of up to 32 KiB, and each buffer costs it a walk from the start
 /// of the set; larger ones are not used.
@@ -40,6 +42,8 @@ pub struct Netlink {
     socket: ffi::Socket,
     buffer: Vec<u8>,
     sequence: u32,
+    /// Whether elements can be deleted that may not exist.
+    can_destroy: bool,
 }
 
 impl std::fmt::Debug for Netlink {
@@ -54,6 +58,23 @@ fn nfproto(family: IpFamily) -> u16 {
     match family {
         IpFamily::V4 => NFPROTO_IPV4,
         IpFamily::V6 => NFPROTO_IPV6,
+    }
+}
+
+/// The kernel that can delete elements which may not exist.
+const KERNEL_WITH_DESTROY: (u32, u32) = (6, 3);
+
+fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
+    let Ok(name) = nix::sys::utsname::uname() else {
+        return false;
+    };
+    let release = name.release().to_string_lossy();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
+        _ => false,
     }
 }
 
@@ -84,6 +105,7 @@ impl Netlink {
             socket,
             buffer: vec![0; RECEIVE_BUFFER],
             sequence: 0,
+            can_destroy: kernel_is_at_least(KERNEL_WITH_DESTROY),
         })
     }
 
@@ -118,6 +140,8 @@ impl Netlink {
         self.dump::<F>(NFT_MSG_GETSET, "set", table, |message| {
             sets.extend(decoder.set(message))
         })?;
+        // What rules have learned is no part of the ruleset.
+        sets.retain(|set| !schema(*set).is_dynamic());
         for set in sets {
             let of_set = |out: &mut Vec<u8>| {
                 put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
@@ -277,7 +301,7 @@ impl Netlink {
     }
 
     fn send_batch<F: Family>(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
-        let batch = encode::batch(delta);
+        let batch = encode::batch(delta, self.can_destroy);
         self.send(&batch.bytes)?;
         let refusals = self.answers(batch.acknowledged)?;
         match refusals.into_iter().next() {
@@ -310,6 +334,30 @@ impl<F: Family> Kernel<F> for Netlink {
                     if source.raw_os_error() == Some(Errno::ENOENT as i32) => {}
                 Ok(observed) if self.generation()? == before => return Ok(observed),
                 Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApplyError::Unstable)
+    }
+
+    fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        let set = SetName::Affinity;
+        let of_set = |out: &mut Vec<u8>| {
+            put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+            put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
+        };
+        for _ in 0..LIST_ATTEMPTS {
+            let mut elements = Vec::new();
+            let dump = self.dump::<F>(NFT_MSG_GETSETELEM, set.as_str(), of_set, |message| {
+                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                let decoded =
+                    attributes(list).filter_map(|(_, element)| decode_element(set, element));
+                elements.extend(decoded);
+            });
+            match dump {
+                Ok(()) => return Ok(elements),
+                Err(ApplyError::Receive(error))
+                    if error.raw_os_error() == Some(DUMP_INTERRUPTED) => {}
                 Err(error) => return Err(error),
             }
         }
