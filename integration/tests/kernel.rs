@@ -400,3 +400,46 @@ fn an_unprivileged_process_is_told_so() {
         assert!(matches!(error, ApplyError::NotPermitted), "{error}");
     }
 }
+
+/// nft 1.0.6 cannot take the rules that remember an endpoint in `ip6`, whatever their form: it
+/// aborts on any update of a map whose key is wider than one address. It lists ours all the same.
+#[test]
+fn affinity_in_both_families_can_be_listed() {
+    in_sandbox(|| {
+        let mut state = large(2, 3);
+        let mut service = state
+            .service(&ServiceName::new("load", "service-0"))
+            .unwrap()
+            .clone();
+        service.session_affinity = std::num::NonZeroU32::new(10800);
+        state.apply_service(service);
+        let namespace = Namespace::new("node").unwrap();
+        let Compiled { v4, v6, .. } = compile(&state, &Node::default());
+        namespace.run(|| {
+            check_round_trip(&v4, "ip");
+            check_round_trip(&v6, "ip6");
+        });
+        let listing = namespace
+            .exec(&["nft", "list", "chain", "ip6", "nftproxy", "remember-10800"])
+            .unwrap();
+        for protocol in ["tcp", "udp", "sctp"] {
+            let rule = format!(
+                "update @affinity {{ ip6 saddr . ct original ip6 daddr . meta l4proto . \
+                 ct original proto-dst timeout 3h : ip6 daddr . {protocol} dport }}"
+            );
+            assert!(listing.contains(&rule), "{listing}");
+        }
+        namespace.exec(&["nft", "-j", "list", "ruleset"]).unwrap();
+        // In `ip` they go both ways.
+        let again = Namespace::new("again").unwrap();
+        again
+            .exec_with_input(&["nft", "-f", "-"], &render::ruleset(&v4))
+            .unwrap();
+        let list = ["nft", "list", "table", "ip", "nftproxy"];
+        pretty_assert(
+            &namespace.exec(&list).unwrap(),
+            &again.exec(&list).unwrap(),
+            "ip",
+        );
+    });
+}

@@ -7,6 +7,7 @@
 //! to compare packets with what `trace` makes of the rules. Read `bed` first.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod affinity;
 mod bed;
 mod changes;
 mod others;
