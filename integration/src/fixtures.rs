@@ -7,7 +7,7 @@ use nftproxy_core::k8s;
 use nftproxy_core::model::{Family, State};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
-use nftproxy_core::ruleset::name::SlotMap;
+use nftproxy_core::ruleset::name::{ChainName, SlotMap};
 
 /// The node from which tests see the recorded cluster.
 pub const NODE_NAME: &str = "node-1";
@@ -70,12 +70,17 @@ pub fn recorded(file: &str) -> State {
     state
 }
 
-/// The ruleset without what history may leave its mark on: pick chains that nothing needs, and
-/// which slot an endpoint has.
+/// The ruleset without what history may leave its mark on: chains that nothing needs, and which
+/// slot an endpoint has.
 pub fn canonical<F: Family>(ruleset: &FamilyRuleset<F>) -> FamilyRuleset<F> {
     let mut canonical = ruleset.clone();
     canonical.picks.clear();
     canonical.elements.clear();
+    let is_used = |chain: &ChainName| {
+        let leads_there = |element: &Element<F>| matches!(element.data(), Data::Verdict(verdict) if verdict.chain() == Some(*chain));
+        !matches!(chain, ChainName::RememberFor(_)) || ruleset.elements.iter().any(leads_there)
+    };
+    canonical.skeleton.chains.retain(|chain, _| is_used(chain));
     let mut slots = BTreeMap::<_, Vec<_>>::new();
     for element in &ruleset.elements {
         match (element.key(), element.data(), SlotMap::of(element.set())) {

@@ -39,7 +39,10 @@ pub(crate) fn applied<K>(convert: &impl Convert<K>, object: &K) -> Event {
 }
 
 /// Conversion of Services.
-pub(crate) struct Services;
+pub(crate) struct Services {
+    /// Whether `spec.externalIPs` counts: the feature gate `AllowServiceExternalIPs`.
+    pub(crate) allow_external_ips: bool,
+}
 
 impl Convert<core::Service> for Services {
     type Name = ServiceName;
@@ -50,7 +53,12 @@ impl Convert<core::Service> for Services {
 
     fn applied(&self, object: &core::Service, problems: &mut Vec<Problem>) -> Event {
         match k8s::service(object, problems) {
-            Some(service) => Event::ServiceApplied(service),
+            Some(mut service) => {
+                if !self.allow_external_ips {
+                    service.external_ips = Box::default();
+                }
+                Event::ServiceApplied(service)
+            }
             None => Event::ServiceDeleted(k8s::service_name(object)),
         }
     }
@@ -139,6 +147,32 @@ impl Convert<core::Node> for Nodes {
             Event::NodeDeleted
         } else {
             Event::AddressesChanged
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// S-14
+    #[test]
+    fn external_ips_can_be_switched_off() {
+        let object: core::Service = serde_json::from_value(serde_json::json!({
+            "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {
+                "clusterIP": "10.96.0.1",
+                "externalIPs": ["198.51.100.1"],
+                "ports": [{"port": 80}],
+            },
+        }))
+        .unwrap();
+        for (allow_external_ips, expected) in [(true, 1), (false, 0)] {
+            let event = applied(&Services { allow_external_ips }, &object);
+            let Event::ServiceApplied(service) = event else {
+                panic!("{event:?}")
+            };
+            assert_eq!(service.external_ips.len(), expected);
         }
     }
 }

@@ -12,13 +12,15 @@ use nftproxy_core::model::{ServiceName, SliceName};
 
 /// Turns what a source says into events, for the node of this name.
 pub(crate) struct Converter {
+    services: Services,
     slices: Slices,
     node_name: String,
 }
 
 impl Converter {
-    pub(crate) fn new(node_name: &str) -> Self {
+    pub(crate) fn new(node_name: &str, allow_external_ips: bool) -> Self {
         Self {
+            services: Services { allow_external_ips },
             slices: Slices {
                 node_name: node_name.to_owned(),
             },
@@ -29,7 +31,7 @@ impl Converter {
     /// The event that a change amounts to; `None` for a Node that is not this one.
     pub(crate) fn event(&self, change: Change) -> Option<Event> {
         Some(match change {
-            Change::Apply(Object::Service(object)) => applied(&Services, &*object),
+            Change::Apply(Object::Service(object)) => applied(&self.services, &*object),
             Change::Apply(Object::EndpointSlice(object)) => applied(&self.slices, &*object),
             Change::Apply(Object::ServiceCidr(object)) => applied(&ServiceCidrs, &*object),
             Change::Apply(Object::Node(object)) => self
@@ -40,7 +42,7 @@ impl Converter {
                 namespace,
                 name,
             }) => match kind {
-                ObjectKind::Service => Services.deleted(ServiceName::new(&namespace, &name)),
+                ObjectKind::Service => self.services.deleted(ServiceName::new(&namespace, &name)),
                 ObjectKind::EndpointSlice => self.slices.deleted(SliceName::new(&namespace, &name)),
                 ObjectKind::ServiceCidr => ServiceCidrs.deleted(name),
                 ObjectKind::Node => self

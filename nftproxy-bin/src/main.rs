@@ -6,6 +6,7 @@ mod cmd;
 mod config;
 mod convert;
 mod event;
+mod flows;
 mod follow;
 mod logging;
 mod manifests;

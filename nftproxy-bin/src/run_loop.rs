@@ -6,16 +6,18 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use nftproxy_core::apply::{ApplyError, Kernel};
-use nftproxy_core::model::{self, Family, ServiceName, State, V4, V6};
+use nftproxy_core::model::{self, Family, NodePortAddresses, ServiceName, State, V4, V6};
 use nftproxy_core::sync::{Report, Syncer};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::event::Event;
+use crate::flows::{FlowFamily, Flows};
 use crate::node::{self, NodeInfo, NodeSettings};
 
 /// How long to wait for the Node object, once all else is there.
@@ -90,7 +92,11 @@ pub(crate) struct Proxy<K4, K6> {
     /// `None` until it is known.
     node_info: Option<NodeInfo>,
     interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
-    /// Derived from the three above, and kept until one of them changes.
+    /// What that said last.
+    local_ips: Vec<IpAddr>,
+    /// Who forgets UDP flows.
+    flows: Sender<Flows>,
+    /// Derived from settings, node and addresses, and kept until one of them changes.
     node: Option<model::Node>,
     services_listed: bool,
     slices_listed: bool,
@@ -104,7 +110,7 @@ struct Half<F: Family, K> {
     failed: bool,
 }
 
-impl<F: Family, K: Kernel<F>> Half<F, K> {
+impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     fn new(kernel: K) -> Self {
         Self {
             syncer: Syncer::new(kernel),
@@ -113,13 +119,33 @@ impl<F: Family, K: Kernel<F>> Half<F, K> {
         }
     }
 
-    fn sync(&mut self, state: &State, node: &model::Node) -> Result<(), ApplyError> {
+    /// Syncs, then has the flows forgotten that the change leaves behind. `local_ips` are the
+    /// addresses on this host's interfaces.
+    fn sync(
+        &mut self,
+        state: &State,
+        node: &model::Node,
+        local_ips: &[IpAddr],
+        flows: &Sender<Flows>,
+    ) -> Result<(), ApplyError> {
         let dirty = std::mem::take(&mut self.dirty);
         let family = F::FAMILY;
         match self.syncer.sync(state, node, &dirty) {
             Ok(report) => {
                 let recovered = std::mem::take(&mut self.failed);
                 log_report(family, &report, recovered);
+                let node_port_ips: Vec<_> = match node.node_port_addresses::<F>() {
+                    NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
+                    NodePortAddresses::All => local_ips
+                        .iter()
+                        .copied()
+                        .filter(|ip| !ip.is_loopback())
+                        .collect(),
+                };
+                let stale = self.syncer.take_stale_flows(&node_port_ips);
+                if !stale.is_empty() && flows.send(F::flows(stale)).is_err() {
+                    warn!(%family, "stale UDP flows are no longer deleted");
+                }
                 Ok(())
             }
             Err(error) => {
@@ -172,6 +198,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         settings: NodeSettings,
         node_info: Option<NodeInfo>,
         interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
+        flows: Sender<Flows>,
     ) -> Self {
         Self {
             state: State::default(),
@@ -180,6 +207,8 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
             settings,
             node_info,
             interface_ips,
+            local_ips: Vec::new(),
+            flows,
             node: None,
             services_listed: false,
             slices_listed: false,
@@ -294,8 +323,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         self.v4.dirty.extend(dirty.iter().cloned());
         self.v6.dirty.extend(dirty);
         let results = [
-            self.v4.sync(&self.state, &node),
-            self.v6.sync(&self.state, &node),
+            self.v4
+                .sync(&self.state, &node, &self.local_ips, &self.flows),
+            self.v6
+                .sync(&self.state, &node, &self.local_ips, &self.flows),
         ];
         self.node = Some(node);
         let mut is_success = true;
@@ -312,8 +343,8 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         Ok(is_success)
     }
 
-    fn derive_node(&self) -> model::Node {
-        let interface_ips = (self.interface_ips)().unwrap_or_else(|error| {
+    fn derive_node(&mut self) -> model::Node {
+        self.local_ips = (self.interface_ips)().unwrap_or_else(|error| {
             warn!(%error, "the addresses of this host cannot be read; NodePorts stay unreachable");
             Vec::new()
         });
@@ -324,7 +355,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
             );
             &unknown
         });
-        node::node(&self.settings, info, &interface_ips)
+        node::node(&self.settings, info, &self.local_ips)
     }
 }
 
@@ -402,7 +433,9 @@ mod tests {
         let (v4, v6) = (Shared::default(), Shared::default());
         let (events, receiver) = mpsc::channel(16);
         let info = is_node_known.then_some(info);
-        let proxy = Proxy::new(v4.clone(), v6.clone(), settings, info, || Ok(Vec::new()));
+        let (flows, _) = std::sync::mpsc::channel();
+        let no_ips = || Ok(Vec::new());
+        let proxy = Proxy::new(v4.clone(), v6.clone(), settings, info, no_ips, flows);
         tokio::spawn(proxy.run(receiver, PACE));
         Fixture { v4, v6, events }
     }

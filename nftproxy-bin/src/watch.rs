@@ -22,14 +22,19 @@ use crate::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
 use crate::event::Event;
 
 /// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
-pub(crate) fn start(client: &Client, node_name: &str, events: &Sender<Event>) {
+pub(crate) fn start(
+    client: &Client,
+    node_name: &str,
+    allow_external_ips: bool,
+    events: &Sender<Event>,
+) {
     let services = watcher::Config::default()
         .labels(&format!("!{LABEL_SERVICE_PROXY_NAME}"))
         .fields("spec.clusterIP!=None");
     tokio::spawn(watch(
         Api::<core::Service>::all(client.clone()),
         services,
-        Services,
+        Services { allow_external_ips },
         events.clone(),
     ));
 

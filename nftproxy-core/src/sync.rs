@@ -5,10 +5,11 @@
 //! first, and the one after a failure.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel};
-use crate::compile::{Changes, Compilation, Features, Note, Seeds, skeleton};
+use crate::compile::{Changes, Compilation, Features, Note, Seeds, StaleFlows, skeleton};
 use crate::diff::{Counts, Delta, TableChange, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
@@ -134,6 +135,13 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
                 Err(error)
             }
         }
+    }
+
+    /// The UDP flows that the syncs since the last call left behind; see
+    /// [`Compilation::take_stale_flows`]. To be called after a sync that succeeded: before, new
+    /// packets of a flow would be led the old way again.
+    pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
+        self.compilation.take_stale_flows(node_port_ips)
     }
 
     /// Deletes pick chains that no element refers to any more, and returns how many.

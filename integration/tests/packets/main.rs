@@ -10,5 +10,6 @@
 mod affinity;
 mod bed;
 mod changes;
+mod flows;
 mod others;
 mod table;

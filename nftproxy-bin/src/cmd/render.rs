@@ -16,7 +16,10 @@ use crate::manifests::Source;
 
 /// Renders the manifests.
 pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> {
-    let converter = Converter::new(&super::node_name(settings)?);
+    let converter = Converter::new(
+        &super::node_name(settings)?,
+        settings.feature_gates.allow_service_external_ips,
+    );
     let update = Source::open(&args.manifests)?.load();
     let mut state = State::default();
     let mut info = super::node_info(&args.node);

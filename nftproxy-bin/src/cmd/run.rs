@@ -15,7 +15,7 @@ use crate::config::Settings;
 use crate::follow::{Converter, follow};
 use crate::manifests::{self, Source};
 use crate::run_loop::{Pace, Proxy};
-use crate::{addresses, node, platform, watch};
+use crate::{addresses, flows, node, platform, watch};
 
 /// Events that may wait for a sync to finish; whoever has more waits with them.
 const EVENT_QUEUE: usize = 1024;
@@ -23,6 +23,7 @@ const EVENT_QUEUE: usize = 1024;
 /// Runs until told to stop. The rules stay in the kernel.
 pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
+    let allow_external_ips = settings.feature_gates.allow_service_external_ips;
     let kernels = platform::open_kernel()?;
     if !platform::has_ipv6() {
         warn!("this host has IPv6 switched off; table ip6 nftproxy is kept all the same");
@@ -45,13 +46,18 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 tokio::spawn(follow(
                     source,
                     watcher,
-                    Converter::new(&node_name),
+                    Converter::new(&node_name, allow_external_ips),
                     sender.clone(),
                 ));
                 Some(super::node_info(&args.node))
             }
             None => {
-                watch::start(&client(settings).await?, &node_name, &sender);
+                watch::start(
+                    &client(settings).await?,
+                    &node_name,
+                    allow_external_ips,
+                    &sender,
+                );
                 None
             }
         };
@@ -63,6 +69,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
             super::node_settings(settings),
             node_info,
             node::interface_ips,
+            flows::start().context("opening connection tracking")?,
         );
         let pace = Pace {
             min_sync_period: settings.min_sync_period,

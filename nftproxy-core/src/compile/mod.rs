@@ -5,6 +5,7 @@
 
 mod claims;
 mod counted;
+mod flows;
 mod port;
 mod skeleton;
 mod slots;
@@ -17,8 +18,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model::{
-    EndpointAddress, Family, Node, NodePortAddresses, Service, ServiceName, State, TrafficPolicy,
-    V4, V6,
+    EndpointAddress, Family, Node, NodePortAddresses, Protocol, Service, ServiceName, State,
+    TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
@@ -27,6 +28,7 @@ use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
 
+pub use flows::StaleFlows;
 pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.
@@ -173,6 +175,8 @@ pub struct Compilation<F: Family> {
     affinity_timeouts: BTreeSet<NonZeroU32>,
     /// Session affinity may remember what it must not.
     is_affinity_stale: bool,
+    /// UDP destinations whose flows may lead astray, with the endpoints that may keep theirs.
+    stale_flows: BTreeMap<Destination<F>, Box<[EndpointAddress<F>]>>,
     node_port_ips: BTreeSet<F::Address>,
 }
 
@@ -187,6 +191,7 @@ impl<F: Family> Default for Compilation<F> {
             n_restricted: 0,
             affinity_timeouts: BTreeSet::new(),
             is_affinity_stale: false,
+            stale_flows: BTreeMap::new(),
             node_port_ips: BTreeSet::new(),
         }
     }
@@ -298,6 +303,63 @@ impl<F: Family> Compilation<F> {
         })
     }
 
+    /// The UDP destinations of which flows may lead astray since the last call, with the endpoints
+    /// that may keep theirs. `node_port_ips` are the addresses that accept NodePorts.
+    pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
+        let node_port_ips: Vec<_> = node_port_ips
+            .iter()
+            .copied()
+            .filter_map(F::address)
+            .collect();
+        let mut flows = Vec::new();
+        for (destination, serving) in std::mem::take(&mut self.stale_flows) {
+            let Destination {
+                address,
+                protocol,
+                port,
+            } = destination;
+            let addresses = match address {
+                Some(address) => vec![address],
+                // Where the address and port are a Service's own, its flows are not the NodePort's.
+                None => node_port_ips
+                    .iter()
+                    .copied()
+                    .filter(|ip| {
+                        let own = Destination {
+                            address: Some(*ip),
+                            protocol,
+                            port,
+                        };
+                        self.claims.owner(&own).is_none()
+                    })
+                    .collect(),
+            };
+            flows.extend(addresses.into_iter().map(|address| StaleFlows {
+                address,
+                port,
+                serving: serving.clone(),
+            }));
+        }
+        flows
+    }
+
+    /// Notes what UDP destinations a port had and has. What it lost leads nowhere.
+    fn note_stale_flows(
+        &mut self,
+        old: Option<&PortRules<F>>,
+        new: Option<(&PortRules<F>, &[EndpointAddress<F>])>,
+    ) {
+        let is_udp = |route: &&port::Route<F>| route.destination.protocol == Protocol::Udp;
+        for route in old.iter().flat_map(|old| &old.routes).filter(is_udp) {
+            self.stale_flows.entry(route.destination).or_default();
+        }
+        if let Some((new, serving)) = new {
+            for route in new.routes.iter().filter(is_udp) {
+                self.stale_flows.insert(route.destination, serving.into());
+            }
+        }
+    }
+
     /// The pick chains that the elements refer to, in order.
     pub fn picks(&self) -> impl Iterator<Item = Pick> {
         self.picks.iter()
@@ -397,7 +459,9 @@ impl<F: Family> Compilation<F> {
                 .iter()
                 .position(|old| old.comment == comment)
                 .map(|at| old_ports.remove(at));
-            let rules = self.port_rules(state, node, service, port, comment, routes, &old, seeds);
+            let (rules, serving) =
+                self.port_rules(state, node, service, port, comment, routes, &old, seeds);
+            self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
             changes.replace(old.as_ref(), Some(&rules));
             self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
             self.count(&rules);
@@ -408,6 +472,7 @@ impl<F: Family> Compilation<F> {
         }
         for old in &old_ports {
             changes.replace(Some(old), None);
+            self.note_stale_flows(Some(old), None);
             self.is_affinity_stale |= forgets(old, None);
             self.discount(old);
         }
@@ -433,6 +498,7 @@ impl<F: Family> Compilation<F> {
         clippy::too_many_arguments,
         reason = "one caller, which has them all at hand"
     )]
+    /// A port's rules, and all endpoints that serve.
     fn port_rules(
         &self,
         state: &State,
@@ -443,7 +509,7 @@ impl<F: Family> Compilation<F> {
         mut routes: Vec<port::Route<F>>,
         old: &Option<PortRules<F>>,
         seeds: &Seeds<F>,
-    ) -> PortRules<F> {
+    ) -> (PortRules<F>, Vec<EndpointAddress<F>>) {
         let usable = usable::usable::<F>(port, state.slices(&service.name), node.zone.as_deref());
         let has_local = routes
             .iter()
@@ -457,7 +523,7 @@ impl<F: Family> Compilation<F> {
         if sources.iter().any(|(_, len)| *len == 0) {
             routes.iter_mut().for_each(|route| route.restricted = false);
         }
-        PortRules {
+        let rules = PortRules {
             affinity: service.session_affinity,
             sources: sources.into(),
             comment,
@@ -469,7 +535,8 @@ impl<F: Family> Compilation<F> {
             },
             hairpin: usable.hairpin.into(),
             routes: routes.into(),
-        }
+        };
+        (rules, usable.serving)
     }
 
     fn count(&mut self, rules: &PortRules<F>) {

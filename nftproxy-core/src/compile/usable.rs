@@ -16,6 +16,8 @@ pub(super) struct Usable<F: Family> {
     pub(super) cluster: Vec<EndpointAddress<F>>,
     /// For policy `Local`.
     pub(super) local: Vec<EndpointAddress<F>>,
+    /// All that serve, ready or not: their UDP flows are left alone.
+    pub(super) serving: Vec<EndpointAddress<F>>,
     /// Addresses in either list that may be on this node, so that they may reach themselves.
     pub(super) hairpin: Vec<F::Address>,
 }
@@ -91,7 +93,11 @@ pub(super) fn usable<'a, F: Family>(
         .map(|candidate| candidate.at.address)
         .collect();
     hairpin.dedup();
+    let serving = candidates
+        .iter()
+        .filter(|candidate| candidate.endpoint.serving);
     Usable {
+        serving: serving.map(|candidate| candidate.at).collect(),
         cluster,
         local,
         hairpin,

@@ -120,3 +120,28 @@ pub(super) const NFT_REJECT_TCP_RST: u32 = 1;
 pub(super) const ICMP_PORT_UNREACH: u8 = 3;
 /// `ICMPV6_PORT_UNREACH`
 pub(super) const ICMPV6_PORT_UNREACH: u8 = 4;
+
+pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+pub(super) const IPCTNL_MSG_CT_GET: u16 = 1;
+pub(super) const IPCTNL_MSG_CT_DELETE: u16 = 2;
+pub(super) const CTA_TUPLE_ORIG: u16 = 1;
+pub(super) const CTA_TUPLE_REPLY: u16 = 2;
+pub(super) const CTA_ID: u16 = 12;
+pub(super) const CTA_ZONE: u16 = 18;
+pub(super) const CTA_FILTER: u16 = 25;
+pub(super) const CTA_TUPLE_IP: u16 = 1;
+pub(super) const CTA_TUPLE_PROTO: u16 = 2;
+pub(super) const CTA_IP_V4_SRC: u16 = 1;
+pub(super) const CTA_IP_V4_DST: u16 = 2;
+pub(super) const CTA_IP_V6_SRC: u16 = 3;
+pub(super) const CTA_IP_V6_DST: u16 = 4;
+pub(super) const CTA_PROTO_NUM: u16 = 1;
+pub(super) const CTA_PROTO_SRC_PORT: u16 = 2;
+pub(super) const CTA_PROTO_DST_PORT: u16 = 3;
+pub(super) const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+/// `CTA_FILTER_FLAG(CTA_IP_DST)`
+pub(super) const CTA_FILTER_F_IP_DST: u32 = 1 << 1;
+/// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`
+pub(super) const CTA_FILTER_F_PROTO_NUM: u32 = 1 << 3;
+/// `CTA_FILTER_FLAG(CTA_PROTO_DST_PORT)`
+pub(super) const CTA_FILTER_F_PROTO_DST_PORT: u32 = 1 << 5;

@@ -1,0 +1,256 @@
+//! Deletes connection tracking entries that lead UDP flows astray.
+//!
+//! A flow that the kernel knows keeps going where it went, which for UDP may be for ever: the rules
+//! see its first packet only. [`StaleFlows`] says which flows of a destination are to be forgotten,
+//! so that their next packet meets the rules again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+
+use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
+
+use super::attribute::{
+    attributes, begin_message, begin_nest, end_message, end_nest, find, messages, put,
+};
+use super::constants::*;
+use super::nfproto;
+use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
+use crate::apply::ApplyError;
+use crate::compile::StaleFlows;
+use crate::model::{EndpointAddress, Family, IpFamily, Protocol};
+
+/// Up to so many destinations are asked for one by one, each of which makes the kernel walk its
+/// table and hand over the matching entries only; for more, it hands all UDP entries over once.
+const MAX_SINGLE_QUERIES: usize = 8;
+/// How often a dump is tried again because the table changed meanwhile.
+const DUMP_ATTEMPTS: usize = 10;
+/// Deletions per datagram.
+const DELETIONS_PER_DATAGRAM: usize = 256;
+
+/// A connection to the kernel's connection tracking, in the network namespace of the thread that
+/// opened it.
+#[derive(Debug)]
+pub struct Conntrack {
+    connection: Connection,
+}
+
+/// A UDP flow that the kernel knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow<F: Family> {
+    /// Address and port that its packets are sent to.
+    pub destination: (F::Address, NonZeroU16),
+    /// Address and port that answers come from: an endpoint, or the destination itself.
+    pub reply_source: (F::Address, u16),
+    /// The attributes that name it, as the kernel wrote them.
+    identity: Vec<u8>,
+}
+
+impl<F: Family> Flow<F> {
+    /// Whether it leads where flows to its destination must not.
+    pub fn is_stale(&self, flows: &StaleFlows<F>) -> bool {
+        let (address, port) = self.reply_source;
+        if flows.serving.is_empty() {
+            return (address, port) != (flows.address, flows.port.get());
+        }
+        let is_it = |endpoint: &EndpointAddress<F>| {
+            (endpoint.address, endpoint.port.get()) == (address, port)
+        };
+        !flows.serving.iter().any(is_it)
+    }
+}
+
+impl Conntrack {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Open`] if there is none to be had; a retry does not help.
+    pub fn open() -> Result<Self, ApplyError> {
+        Ok(Self {
+            connection: Connection::open()?,
+        })
+    }
+
+    /// Finds the flows that are stale.
+    ///
+    /// Rules may change while this looks: before [`Conntrack::delete`], judge once more by what
+    /// holds then.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked; it may be tried again.
+    pub fn find_stale<F: Family>(
+        &mut self,
+        stale: &[StaleFlows<F>],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        let by_destination: BTreeMap<_, _> = stale
+            .iter()
+            .map(|flows| ((flows.address, flows.port), flows))
+            .collect();
+        let mut found = Vec::new();
+        let mut judge = |flow: Flow<F>| {
+            let flows = by_destination.get(&flow.destination);
+            if flows.is_some_and(|flows| flow.is_stale(flows)) {
+                found.push(flow);
+            }
+        };
+        let filters: BTreeSet<_> = by_destination
+            .keys()
+            .map(|(address, port)| (filter_address::<F>(*address), *port))
+            .collect();
+        if filters.len() <= MAX_SINGLE_QUERIES {
+            for filter in filters {
+                self.dump::<F>(Some(filter), &mut judge)?;
+            }
+        } else {
+            self.dump::<F>(None, &mut judge)?;
+        }
+        Ok(found)
+    }
+
+    /// Deletes the entries of flows. One that is gone already is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses; some may be deleted then.
+    pub fn delete<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError> {
+        flows
+            .chunks(DELETIONS_PER_DATAGRAM)
+            .try_for_each(|chunk| self.delete_some(chunk))
+    }
+
+    /// Calls `take` with each UDP entry, or with those to one port, and one address if given; others
+    /// may come as well, or twice.
+    fn dump<F: Family>(
+        &mut self,
+        filter: Option<(Option<F::Address>, NonZeroU16)>,
+        take: &mut impl FnMut(Flow<F>),
+    ) -> Result<(), ApplyError> {
+        let message_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
+        for _ in 0..DUMP_ATTEMPTS {
+            let restrict = |out: &mut Vec<u8>| write_filter::<F>(filter, out);
+            let result = self.connection.dump(
+                F::FAMILY,
+                message_type,
+                "connection tracking entries",
+                restrict,
+                |message| read_entry::<F>(message).into_iter().for_each(&mut *take),
+            );
+            match result {
+                Err(ApplyError::Receive(error))
+                    if error.raw_os_error() == Some(DUMP_INTERRUPTED) => {}
+                result => return result,
+            }
+        }
+        Err(ApplyError::Unstable)
+    }
+
+    fn delete_some<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError> {
+        let mut request = Vec::new();
+        for Flow { identity, .. } in flows {
+            let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
+            let message_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_DELETE;
+            let sequence = self.connection.next_sequence();
+            let start = begin_message(
+                &mut request,
+                message_type,
+                NLM_F_REQUEST,
+                sequence,
+                nfgenmsg,
+            );
+            request.extend_from_slice(identity);
+            end_message(&mut request, start);
+        }
+        self.connection.send(&request)?;
+        while let Some(bytes) = self.connection.receive(MsgFlags::MSG_DONTWAIT)? {
+            let errors = messages(bytes).filter(|message| message.message_type == NLMSG_ERROR);
+            for (errno, _) in errors.filter_map(|message| read_refusal(message.body)) {
+                if errno != 0 && errno != Errno::ENOENT as i32 {
+                    return Err(ApplyError::Refused {
+                        family: F::FAMILY,
+                        operation: "deleting a connection tracking entry".into(),
+                        hint: None,
+                        source: std::io::Error::from_raw_os_error(errno),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The address that the kernel can be asked for.
+///
+/// For IPv6 that is none: asked for an address, kernel 6.18 hands over all entries but those to it.
+fn filter_address<F: Family>(address: F::Address) -> Option<F::Address> {
+    (F::FAMILY == IpFamily::V4).then_some(address)
+}
+
+/// Has the kernel hand over only UDP entries, and only those to one destination if given. Kernels
+/// before 5.8 hand over all, which [`read_entry`] and the caller sort out.
+fn write_filter<F: Family>(
+    destination: Option<(Option<F::Address>, NonZeroU16)>,
+    out: &mut Vec<u8>,
+) {
+    let mut flags = CTA_FILTER_F_PROTO_NUM;
+    let tuple = begin_nest(out, CTA_TUPLE_ORIG);
+    if let Some((Some(address), _)) = destination {
+        flags |= CTA_FILTER_F_IP_DST;
+        let ip = begin_nest(out, CTA_TUPLE_IP);
+        let mut bytes = Vec::new();
+        F::write_address(address, &mut bytes);
+        put(out, ip_attributes(F::FAMILY).1, &bytes);
+        end_nest(out, ip);
+    }
+    let protocol = begin_nest(out, CTA_TUPLE_PROTO);
+    put(out, CTA_PROTO_NUM, &[Protocol::Udp.number()]);
+    if let Some((_, port)) = destination {
+        flags |= CTA_FILTER_F_PROTO_DST_PORT;
+        put(out, CTA_PROTO_DST_PORT, &port.get().to_be_bytes());
+    }
+    end_nest(out, protocol);
+    end_nest(out, tuple);
+    let filter = begin_nest(out, CTA_FILTER);
+    // In host byte order, unlike all else here.
+    put(out, CTA_FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
+    end_nest(out, filter);
+}
+
+fn ip_attributes(family: IpFamily) -> (u16, u16) {
+    match family {
+        IpFamily::V4 => (CTA_IP_V4_SRC, CTA_IP_V4_DST),
+        IpFamily::V6 => (CTA_IP_V6_SRC, CTA_IP_V6_DST),
+    }
+}
+
+/// Reads a UDP entry; `None` for anything else.
+fn read_entry<F: Family>(message: &[u8]) -> Option<Flow<F>> {
+    let (source, destination) = ip_attributes(F::FAMILY);
+    let original = find(message, CTA_TUPLE_ORIG)?;
+    let protocol = find(original, CTA_TUPLE_PROTO)?;
+    if find(protocol, CTA_PROTO_NUM)? != [Protocol::Udp.number()] {
+        return None;
+    }
+    let address = |tuple, attribute| F::read_address(find(find(tuple, CTA_TUPLE_IP)?, attribute)?);
+    let port = |tuple, attribute| {
+        let bytes = find(find(tuple, CTA_TUPLE_PROTO)?, attribute)?;
+        Some(u16::from_be_bytes(bytes.try_into().ok()?))
+    };
+    let reply = find(message, CTA_TUPLE_REPLY)?;
+    let mut identity = Vec::new();
+    for (attribute, payload) in attributes(message) {
+        if matches!(attribute, CTA_TUPLE_ORIG | CTA_ZONE | CTA_ID) {
+            // The tuple is a nest; the kernel looks at the type alone.
+            put(&mut identity, attribute, payload);
+        }
+    }
+    Some(Flow {
+        destination: (
+            address(original, destination)?,
+            NonZeroU16::new(port(original, CTA_PROTO_DST_PORT)?)?,
+        ),
+        reply_source: (address(reply, source)?, port(reply, CTA_PROTO_SRC_PORT)?),
+        identity,
+    })
+}
