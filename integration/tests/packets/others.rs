@@ -120,7 +120,12 @@ fn a_node_local_cache_on_a_cluster_ip_keeps_its_packets() {
         let mut bed = Bed::new();
         let address = cluster_ip(NUMBER);
         for ip in address.both() {
-            let add = ["ip", "addr", "add", &ip.to_string(), "dev", "lo"];
+            let address = ip.to_string();
+            let mut add = vec!["ip", "addr", "add", &address, "dev", "lo"];
+            if ip.is_ipv6() {
+                // Without, it is tentative for a moment.
+                add.push("nodad");
+            }
             bed.lab.node.exec(&add).unwrap();
         }
         for port in [SERVICE_PORT, UNDEFINED_PORT] {

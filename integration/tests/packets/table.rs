@@ -523,7 +523,11 @@ fn add_bystanders(bed: &mut Bed) {
             .zip(NODE2.both())
         {
             let (ip, gateway) = (ip.to_string(), gateway.to_string());
-            let add = ["ip", "addr", "add", &ip, "dev", "lo"];
+            let mut add = vec!["ip", "addr", "add", &ip, "dev", "lo"];
+            if ip.contains(':') {
+                // Without, it is tentative for a moment.
+                add.push("nodad");
+            }
             bed.lab.node2.exec(&add).unwrap();
             let route = ["ip", "route", "add", &ip, "via", &gateway];
             bed.lab.node.exec(&route).unwrap();
