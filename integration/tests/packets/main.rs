@@ -12,4 +12,5 @@ mod bed;
 mod changes;
 mod flows;
 mod others;
+mod sources;
 mod table;
