@@ -19,6 +19,8 @@ use nftproxy_core::model::{
     DetectLocal, EndpointAddress, Node, Service, State, TrafficPolicy, V4, V6,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
+use nftproxy_core::ruleset::element::Element;
+use nftproxy_core::ruleset::name::{ChainName, SetName};
 use nftproxy_core::trace::{Outcome, Packet, possible, trace};
 
 /// The endpoint on this node, the sender of what "pod" sends.
@@ -850,4 +852,54 @@ fn other_bits_of_the_mark_mean_nothing() {
             "mark {mark:#x}"
         );
     }
+}
+
+/// S-105: if the ranges hold this node's address, the load-balancer addresses themselves pass as
+/// sources; S-106: a range of everything is no filter.
+#[test]
+fn s105_s106_source_ranges_with_the_node_or_everything() {
+    let compiled = |ranges: &[&str], node_ip: &str| {
+        let mut state = State::default();
+        let mut service = mk_service("web", "10.96.0.10", &["http 80/tcp"]);
+        service.load_balancer_ips = ["203.0.113.10".parse().unwrap()].into();
+        service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        state.apply_service(service);
+        let node = Node {
+            ips: vec![node_ip.parse().unwrap()],
+            ..mk_node()
+        };
+        compile(&state, &node).v4
+    };
+    let allowed = |ruleset: &FamilyRuleset<V4>| -> Vec<String> {
+        let is_allowed = |element: &&Element<V4>| element.set() == SetName::AllowedSources;
+        ruleset
+            .elements
+            .iter()
+            .filter(is_allowed)
+            .map(Element::nft)
+            .collect()
+    };
+    let of = |range: &str| format!("203.0.113.10 . tcp . 80 . {range}");
+    let ranges = ["192.168.0.0/24"];
+    assert_eq!(
+        allowed(&compiled(&ranges, "192.168.0.10")),
+        [of("192.168.0.0/24"), of("203.0.113.10/32")]
+    );
+    assert_eq!(
+        allowed(&compiled(&ranges, "10.0.0.1")),
+        [of("192.168.0.0/24")]
+    );
+    let open = compiled(&["0.0.0.0/0", "192.168.0.0/24"], "10.0.0.1");
+    assert!(
+        !open
+            .elements
+            .iter()
+            .any(|element| element.set() == SetName::Restricted)
+    );
+    assert!(
+        !open
+            .skeleton
+            .chains
+            .contains_key(&ChainName::PreroutingSourceRanges)
+    );
 }

@@ -8,10 +8,10 @@ use integration::manifest::{
     Endpoint, SERVICE_PORT, cluster_ip, external_ip, load_balancer_ip, node_port, service, slices,
 };
 use integration::netns::in_sandbox;
-use integration::traffic::{ProbeOptions, probe};
+use integration::traffic::{ProbeOptions, Protocol, probe};
 use serde_json::json;
 
-use crate::bed::{Bed, POD2, Source};
+use crate::bed::{Bed, POD2, POD3, Source};
 
 const NUMBER: u8 = 1;
 const BRIEFLY: ProbeOptions = ProbeOptions {
@@ -140,5 +140,55 @@ fn s109_ranges_may_be_written_in_any_way() {
         bed.expect(Source::Pod3, v4.into(), "pod2");
         bed.expect(Source::Pod3, v6.into(), "timeout");
         bed.expect(Source::Client, v6.into(), "pod2");
+    });
+}
+
+/// S-82, S-124: a one-way UDP flow, which is new to kube-proxy with every packet, does not outlive
+/// ranges that shut it out; one that was answered is a connection and stays.
+#[test]
+fn s124_one_way_flows_do_not_outlive_tightened_ranges() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        // What it gets, nobody hears of.
+        let deaf = "add table inet deaf
+add chain inet deaf input { type filter hook input priority 0; }
+add rule inet deaf input udp dport 8080 drop
+";
+        bed.lab.pods[2]
+            .exec_with_input(&["nft", "-f", "-"], deaf)
+            .unwrap();
+        bed.put_restricted(&[], &[POD3]);
+        let _daemon = bed.start_proxy();
+        let ip = load_balancer_ip(NUMBER).v4;
+        let entries = || {
+            let list = [
+                "conntrack",
+                "-L",
+                "-p",
+                "udp",
+                "--orig-dst",
+                &ip.to_string(),
+            ];
+            let list = bed.lab.node.exec(&list).unwrap();
+            list.lines()
+                .filter(|line| line.contains("dport=80 "))
+                .count()
+        };
+        let to = (ip, SERVICE_PORT).into();
+        let send = || probe(&bed.lab.client, Protocol::Udp, to, BRIEFLY).to_string();
+        assert_eq!((send().as_str(), entries()), ("timeout", 1));
+        bed.put_restricted(&only(Source::Pod3.address()), &[POD3]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while entries() > 0 {
+            assert!(Instant::now() < deadline, "the flow is still there");
+        }
+
+        bed.put_restricted(&[], &[POD2]);
+        bed.expect(Source::Client, ip.into(), "pod2");
+        let before = entries();
+        assert!(before > 0);
+        bed.put_restricted(&only(Source::Pod3.address()), &[POD2]);
+        bed.expect(Source::Client, ip.into(), "timeout");
+        assert!(entries() >= before, "an answered flow is gone");
     });
 }

@@ -7,14 +7,44 @@ use std::num::NonZeroU16;
 
 use crate::model::{EndpointAddress, Family};
 
-/// Where UDP flows were sent to at first, and where they may lead.
+/// Where UDP flows were sent to at first, and which of them may stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaleFlows<F: Family> {
     /// The address that packets are sent to.
     pub address: F::Address,
     /// The port that they are sent to.
     pub port: NonZeroU16,
-    /// Endpoints that may keep their flows, in order. Without any, flows that were led somewhere
-    /// are forgotten, and those that were not are left alone.
+    /// What decides.
+    pub keep: Keep<F>,
+}
+
+/// Which flows to a destination may stay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keep<F: Family> {
+    /// Those to these endpoints, in order. Without any, flows that were led somewhere are
+    /// forgotten, and those that were not are left alone.
     pub serving: Box<[EndpointAddress<F>]>,
+    /// Those from these ranges (address, prefix length), if only some sources may come. A flow
+    /// that was answered is a connection, which changed ranges do not cut.
+    pub sources: Option<Box<[(F::Address, u8)]>>,
+}
+
+impl<F: Family> Default for Keep<F> {
+    fn default() -> Self {
+        Self {
+            serving: Box::default(),
+            sources: None,
+        }
+    }
+}
+
+impl<F: Family> Keep<F> {
+    /// Whether new connections from an address are let through.
+    pub fn allows(&self, source: F::Address) -> bool {
+        self.sources.as_ref().is_none_or(|sources| {
+            sources
+                .iter()
+                .any(|(first, len)| (*first..=F::last_of_prefix(*first, *len)).contains(&source))
+        })
+    }
 }

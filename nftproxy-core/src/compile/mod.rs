@@ -28,7 +28,7 @@ use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
 
-pub use flows::StaleFlows;
+pub use flows::{Keep, StaleFlows};
 pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.
@@ -175,8 +175,8 @@ pub struct Compilation<F: Family> {
     affinity_timeouts: BTreeSet<NonZeroU32>,
     /// Session affinity may remember what it must not.
     is_affinity_stale: bool,
-    /// UDP destinations whose flows may lead astray, with the endpoints that may keep theirs.
-    stale_flows: BTreeMap<Destination<F>, Box<[EndpointAddress<F>]>>,
+    /// UDP destinations whose flows may lead astray, and which may stay.
+    stale_flows: BTreeMap<Destination<F>, Keep<F>>,
     node_port_ips: BTreeSet<F::Address>,
 }
 
@@ -312,7 +312,7 @@ impl<F: Family> Compilation<F> {
             .filter_map(F::address)
             .collect();
         let mut flows = Vec::new();
-        for (destination, serving) in std::mem::take(&mut self.stale_flows) {
+        for (destination, keep) in std::mem::take(&mut self.stale_flows) {
             let Destination {
                 address,
                 protocol,
@@ -337,7 +337,7 @@ impl<F: Family> Compilation<F> {
             flows.extend(addresses.into_iter().map(|address| StaleFlows {
                 address,
                 port,
-                serving: serving.clone(),
+                keep: keep.clone(),
             }));
         }
         flows
@@ -355,7 +355,12 @@ impl<F: Family> Compilation<F> {
         }
         if let Some((new, serving)) = new {
             for route in new.routes.iter().filter(is_udp) {
-                self.stale_flows.insert(route.destination, serving.into());
+                let sources = route.restricted.then(|| new.sources.clone());
+                let keep = Keep {
+                    serving: serving.into(),
+                    sources,
+                };
+                self.stale_flows.insert(route.destination, keep);
             }
         }
     }

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 
 use super::attribute::{
-    attributes, begin_message, begin_nest, end_message, end_nest, find, messages, put,
+    attributes, be32, begin_message, begin_nest, end_message, end_nest, find, messages, put,
 };
 use super::constants::*;
 use super::nfproto;
@@ -38,6 +38,10 @@ pub struct Conntrack {
 /// A UDP flow that the kernel knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow<F: Family> {
+    /// Address that its packets come from.
+    pub source: F::Address,
+    /// Whether anything came back.
+    pub is_answered: bool,
     /// Address and port that its packets are sent to.
     pub destination: (F::Address, NonZeroU16),
     /// Address and port that answers come from: an endpoint, or the destination itself.
@@ -47,16 +51,19 @@ pub struct Flow<F: Family> {
 }
 
 impl<F: Family> Flow<F> {
-    /// Whether it leads where flows to its destination must not.
+    /// Whether it is one that must not stay.
     pub fn is_stale(&self, flows: &StaleFlows<F>) -> bool {
+        if !self.is_answered && !flows.keep.allows(self.source) {
+            return true;
+        }
         let (address, port) = self.reply_source;
-        if flows.serving.is_empty() {
+        if flows.keep.serving.is_empty() {
             return (address, port) != (flows.address, flows.port.get());
         }
         let is_it = |endpoint: &EndpointAddress<F>| {
             (endpoint.address, endpoint.port.get()) == (address, port)
         };
-        !flows.serving.iter().any(is_it)
+        !flows.keep.serving.iter().any(is_it)
     }
 }
 
@@ -245,7 +252,10 @@ fn read_entry<F: Family>(message: &[u8]) -> Option<Flow<F>> {
             put(&mut identity, attribute, payload);
         }
     }
+    let status = find(message, CTA_STATUS).and_then(be32).unwrap_or_default();
     Some(Flow {
+        source: address(original, source)?,
+        is_answered: status & IPS_SEEN_REPLY != 0,
         destination: (
             address(original, destination)?,
             NonZeroU16::new(port(original, CTA_PROTO_DST_PORT)?)?,

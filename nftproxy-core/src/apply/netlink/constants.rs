@@ -126,6 +126,7 @@ pub(super) const IPCTNL_MSG_CT_GET: u16 = 1;
 pub(super) const IPCTNL_MSG_CT_DELETE: u16 = 2;
 pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 pub(super) const CTA_TUPLE_REPLY: u16 = 2;
+pub(super) const CTA_STATUS: u16 = 3;
 pub(super) const CTA_ID: u16 = 12;
 pub(super) const CTA_ZONE: u16 = 18;
 pub(super) const CTA_FILTER: u16 = 25;
@@ -145,3 +146,5 @@ pub(super) const CTA_FILTER_F_IP_DST: u32 = 1 << 1;
 pub(super) const CTA_FILTER_F_PROTO_NUM: u32 = 1 << 3;
 /// `CTA_FILTER_FLAG(CTA_PROTO_DST_PORT)`
 pub(super) const CTA_FILTER_F_PROTO_DST_PORT: u32 = 1 << 5;
+/// `IPS_SEEN_REPLY`
+pub(super) const IPS_SEEN_REPLY: u32 = 1 << 1;
