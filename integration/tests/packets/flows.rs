@@ -57,7 +57,7 @@ impl Bed {
     }
 
     /// The entries of the node that hold this text.
-    fn entries(&self, family: &str, text: &str) -> Vec<String> {
+    pub(crate) fn entries(&self, family: &str, text: &str) -> Vec<String> {
         let listing = self
             .lab
             .node

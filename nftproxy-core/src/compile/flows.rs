@@ -26,6 +26,7 @@ pub struct Keep<F: Family> {
     pub serving: Box<[EndpointAddress<F>]>,
     /// Those from these ranges (address, prefix length), if only some sources may come. A flow
     /// that was answered is a connection, which changed ranges do not cut.
+    #[expect(clippy::type_complexity, reason = "a list that may be absent")]
     pub sources: Option<Box<[(F::Address, u8)]>>,
 }
 
