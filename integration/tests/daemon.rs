@@ -340,6 +340,24 @@ fn a_folder_of_manifests_is_followed() {
     });
 }
 
+/// O-77: a host without IPv6 has the IPv4 table alone.
+#[test]
+fn a_host_without_ipv6_has_one_table() {
+    in_sandbox(|| {
+        let namespace = node_namespace();
+        namespace
+            .sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+            .unwrap();
+        let manifests = path("all.yaml");
+        let arguments = ["run", "--manifests", manifests.to_str().unwrap()];
+        let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
+        daemon.wait_for_log("family=IPv4 full=true").unwrap();
+        thread::sleep(Duration::from_millis(200));
+        let (v4, v6) = listed(&namespace);
+        assert!(v4.is_some() && v6.is_none());
+    });
+}
+
 /// What `render` prints is what `run` installs.
 #[test]
 fn render_prints_what_run_installs() {

@@ -16,7 +16,8 @@ const SKIP_KERNEL_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
 #[derive(Debug)]
 pub(crate) struct Kernels {
     pub(crate) v4: Netlink,
-    pub(crate) v6: Netlink,
+    /// `None` on a host without IPv6.
+    pub(crate) v6: Option<Netlink>,
 }
 
 /// Checks the kernel and opens connections to it.
@@ -29,11 +30,13 @@ pub(crate) fn open_kernel() -> anyhow::Result<Kernels> {
     }
     let mut kernels = Kernels {
         v4: Netlink::open()?,
-        v6: Netlink::open()?,
+        v6: has_ipv6().then(Netlink::open).transpose()?,
     };
     // A listing needs the same permission as a change, and tells whether nf_tables is there.
     Kernel::<V4>::list(&mut kernels.v4).context("listing table ip nftproxy")?;
-    Kernel::<V6>::list(&mut kernels.v6).context("listing table ip6 nftproxy")?;
+    if let Some(v6) = &mut kernels.v6 {
+        Kernel::<V6>::list(v6).context("listing table ip6 nftproxy")?;
+    }
     Ok(kernels)
 }
 
@@ -55,7 +58,7 @@ fn check_version(release: &str) -> anyhow::Result<()> {
 }
 
 /// Whether the host speaks IPv6 at all.
-pub(crate) fn has_ipv6() -> bool {
+fn has_ipv6() -> bool {
     let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     Path::new("/proc/net/if_inet6").exists()
         && disabled.map_or(true, |disabled| disabled.trim() != "1")

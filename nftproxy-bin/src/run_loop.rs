@@ -87,10 +87,13 @@ impl Schedule {
 pub(crate) struct Proxy<K4, K6> {
     state: State,
     v4: Half<V4, K4>,
-    v6: Half<V6, K6>,
+    /// `None` on a host without IPv6.
+    v6: Option<Half<V6, K6>>,
     settings: NodeSettings,
     /// `None` until it is known.
     node_info: Option<NodeInfo>,
+    /// Whether a Node object is expected, which would tell the node's addresses.
+    awaits_node: bool,
     interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
     /// What that said last.
     local_ips: Vec<IpAddr>,
@@ -194,7 +197,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
     /// A proxy that knows nothing yet. `node_info` is given where no Node object will come.
     pub(crate) fn new(
         kernel_v4: K4,
-        kernel_v6: K6,
+        kernel_v6: Option<K6>,
         settings: NodeSettings,
         node_info: Option<NodeInfo>,
         interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
@@ -203,8 +206,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         Self {
             state: State::default(),
             v4: Half::new(kernel_v4),
-            v6: Half::new(kernel_v6),
+            v6: kernel_v6.map(Half::new),
             settings,
+            awaits_node: node_info.is_none(),
             node_info,
             interface_ips,
             local_ips: Vec::new(),
@@ -243,7 +247,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
                     }
                     Some((_, Task::Tidy)) => {
                         self.v4.tidy();
-                        self.v6.tidy();
+                        self.v6.iter_mut().for_each(Half::tidy);
                         schedule.tidy_at = None;
                     }
                     None => {}
@@ -255,10 +259,11 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
     /// When the first sync may start: nothing is written before the first lists are complete, as
     /// half a list would cut Services off that the kernel already serves.
     fn ready_at(&self, started: Instant) -> Option<Instant> {
-        let is_node_known = self
+        let has_ips = self
             .node_info
             .as_ref()
             .is_some_and(|info| !info.ips.is_empty());
+        let is_node_known = has_ips || !self.awaits_node;
         let patience = if is_node_known {
             Duration::ZERO
         } else {
@@ -321,13 +326,14 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         };
         let dirty = self.state.take_dirty();
         self.v4.dirty.extend(dirty.iter().cloned());
-        self.v6.dirty.extend(dirty);
-        let results = [
-            self.v4
-                .sync(&self.state, &node, &self.local_ips, &self.flows),
-            self.v6
-                .sync(&self.state, &node, &self.local_ips, &self.flows),
-        ];
+        let v4 = self
+            .v4
+            .sync(&self.state, &node, &self.local_ips, &self.flows);
+        let v6 = self.v6.as_mut().map_or(Ok(()), |v6| {
+            v6.dirty.extend(dirty);
+            v6.sync(&self.state, &node, &self.local_ips, &self.flows)
+        });
+        let results = [v4, v6];
         self.node = Some(node);
         let mut is_success = true;
         for result in results {
@@ -435,7 +441,8 @@ mod tests {
         let info = is_node_known.then_some(info);
         let (flows, _) = std::sync::mpsc::channel();
         let no_ips = || Ok(Vec::new());
-        let proxy = Proxy::new(v4.clone(), v6.clone(), settings, info, no_ips, flows);
+        let kernel_v6 = Some(v6.clone());
+        let proxy = Proxy::new(v4.clone(), kernel_v6, settings, info, no_ips, flows);
         tokio::spawn(proxy.run(receiver, PACE));
         Fixture { v4, v6, events }
     }

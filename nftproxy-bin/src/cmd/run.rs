@@ -8,7 +8,7 @@ use nftproxy_core::apply::Kernel;
 use nftproxy_core::model::{V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::args::RunArgs;
 use crate::config::Settings;
@@ -25,8 +25,8 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
     let allow_external_ips = settings.feature_gates.allow_service_external_ips;
     let kernels = platform::open_kernel()?;
-    if !platform::has_ipv6() {
-        warn!("this host has IPv6 switched off; table ip6 nftproxy is kept all the same");
+    if kernels.v6.is_none() {
+        info!("this host has no IPv6, so there is no table ip6 nftproxy");
     }
     info!(
         version = env!("CARGO_PKG_VERSION"),
