@@ -105,7 +105,8 @@ fn demo() -> Result<()> {
     fs::write(&endpoints, without_last_endpoints(&all))?;
     let took = wait_for(&lab.client, &["pod1", "pod2"])?;
     println!(
-        "    new connections meet only pod1 and pod2, {} ms after the file was written",
+        "    new connections meet only pod1 and pod2, {} ms after the file was written \
+         (by default, syncs are at least 1 s apart)",
         took.as_millis()
     );
     for counts in connect_to_all(&lab.client)? {
