@@ -159,6 +159,9 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     }
 
     fn tidy(&mut self) {
+        if let Err(error) = self.syncer.sweep_affinity() {
+            debug!(family = %F::FAMILY, %error, "what affinity remembers is looked at later");
+        }
         match self.syncer.delete_unused_picks() {
             Ok(0) => {}
             Ok(n) => debug!(family = %F::FAMILY, n, "deleted unused pick chains"),

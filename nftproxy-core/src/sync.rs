@@ -249,17 +249,38 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
         let committed = self.kernel.commit(delta);
         if is_stale && committed.is_ok() {
-            let forget = self.stale_affinity()?;
-            if !forget.is_empty() {
-                self.kernel.commit(&Delta {
-                    forget,
-                    ..Delta::default()
-                })?;
+            self.sweep_affinity()?;
+            if !delta.forget.is_empty() {
+                // There was something, so look again when it is quiet.
+                self.compilation.distrust_affinity();
             }
-            self.compilation.affinity_swept();
         }
         timings.commit += start.elapsed();
         committed
+    }
+
+    /// Forgets what is remembered and must not be, if there may be any.
+    ///
+    /// A listing can miss elements while the kernel grows the map. So after a sync that found
+    /// something, each sync and each call of this looks again, until nothing is found.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be listed or refuses; it will be looked again.
+    pub fn sweep_affinity(&mut self) -> Result<(), ApplyError> {
+        if !self.compilation.is_affinity_stale() {
+            return Ok(());
+        }
+        let forget = self.stale_affinity()?;
+        if forget.is_empty() {
+            self.compilation.affinity_swept();
+            return Ok(());
+        }
+        self.kernel.commit(&Delta {
+            forget,
+            ..Delta::default()
+        })?;
+        Ok(())
     }
 
     /// What is remembered and must not be. This lists all that is remembered.
