@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::apply::netlink::{Netlink, kernel_version};
 use nftproxy_core::model::{V4, V6};
 
 /// The oldest kernel with all that the rules need, as kube-proxy's nftables mode has it.
@@ -32,23 +31,23 @@ pub(crate) fn open_kernel() -> anyhow::Result<Kernels> {
         v4: Netlink::open()?,
         v6: has_ipv6().then(Netlink::open).transpose()?,
     };
-    // A listing needs the same permission as a change, and tells whether nf_tables is there.
-    Kernel::<V4>::list(&mut kernels.v4).context("listing table ip nftproxy")?;
+    // To ask needs the same permission as to change.
+    kernels
+        .v4
+        .check::<V4>()
+        .context("listing table ip nftproxy")?;
     if let Some(v6) = &mut kernels.v6 {
-        Kernel::<V6>::list(v6).context("listing table ip6 nftproxy")?;
+        v6.check::<V6>().context("listing table ip6 nftproxy")?;
     }
     Ok(kernels)
 }
 
 fn check_version(release: &str) -> anyhow::Result<()> {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+    let Some(version) = kernel_version(release) else {
         bail!("kernel version {release:?} cannot be read; set {SKIP_KERNEL_CHECK}=1 to go on");
     };
     let (oldest_major, oldest_minor) = OLDEST_KERNEL;
-    if (major, minor) < OLDEST_KERNEL {
+    if version < OLDEST_KERNEL {
         bail!(
             "kernel {release} is too old: nftproxy requires {oldest_major}.{oldest_minor} or later \
              (set {SKIP_KERNEL_CHECK}=1 if yours has the features backported)"

@@ -45,18 +45,19 @@ fn nfproto(family: IpFamily) -> u16 {
 /// The kernel that can delete elements which may not exist.
 const KERNEL_WITH_DESTROY: (u32, u32) = (6, 3);
 
+/// The major and minor version in a kernel's release, as `uname` has it: `6.1.0-13-amd64`.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
 fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
     let Ok(name) = nix::sys::utsname::uname() else {
         return false;
     };
-    let release = name.release().to_string_lossy();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
-        _ => false,
-    }
+    kernel_version(&name.release().to_string_lossy()).is_some_and(|version| version >= wanted)
 }
 
 /// An `NLMSG_ERROR`.
@@ -78,6 +79,17 @@ impl Netlink {
             connection: Connection::open()?,
             can_destroy: kernel_is_at_least(KERNEL_WITH_DESTROY),
         })
+    }
+
+    /// Checks that the kernel has nf_tables for the family, and that we may use it.
+    ///
+    /// It costs the same however much the table holds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list`].
+    pub fn check<F: Family>(&mut self) -> Result<(), ApplyError> {
+        self.dump::<F>(NFT_MSG_GETTABLE, "table", |_| {}, |_| {})
     }
 
     fn try_list<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
