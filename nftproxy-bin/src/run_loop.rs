@@ -181,7 +181,7 @@ fn log_report(family: model::IpFamily, report: &Report, recovered: bool) {
         notes: _,
         timings,
     } = report;
-    let elapsed = timings.list + timings.compile + timings.commit;
+    let elapsed = timings.total();
     let is_event = *full || recovered;
     if is_event {
         info!(

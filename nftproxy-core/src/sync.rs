@@ -57,12 +57,30 @@ pub struct Report {
 /// Where the time of a sync went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Timings {
-    /// Listing the table, in a full sync.
+    /// Listing the table, in a full sync, and what affinity remembers, where some must go.
     pub list: Duration,
-    /// From state to delta.
+    /// From state to ruleset; in an ordinary sync, to the delta.
     pub compile: Duration,
-    /// Encoding the delta, sending it, and waiting for the kernel.
-    pub commit: Duration,
+    /// Comparing rulesets, in a full sync.
+    pub diff: Duration,
+    /// Encoding the delta.
+    pub encode: Duration,
+    /// Sending the batch, and waiting for the kernel's consent.
+    pub kernel: Duration,
+}
+
+impl Timings {
+    /// The whole sync.
+    pub fn total(&self) -> Duration {
+        let Self {
+            list,
+            compile,
+            diff,
+            encode,
+            kernel,
+        } = *self;
+        list + compile + diff + encode + kernel
+    }
 }
 
 impl<F: Family, K: Kernel<F>> Syncer<F, K> {
@@ -205,8 +223,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let desired = self
             .compilation
             .ruleset(skeleton::<F>(node, &service_cidrs, &features));
-        let mut delta = diff(observed.as_ref(), &desired);
         timings.compile += start.elapsed();
+        let start = Instant::now();
+        let mut delta = diff(observed.as_ref(), &desired);
+        timings.diff = start.elapsed();
 
         if observed.is_some() {
             // Endpoints may have gone while nobody looked.
@@ -241,22 +261,26 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         delta: &mut Delta<F>,
         timings: &mut Timings,
     ) -> Result<Committed, ApplyError> {
-        let start = Instant::now();
         let is_stale = self.compilation.is_affinity_stale();
+        let start = Instant::now();
         // A table that is made anew remembers nothing.
         if is_stale && delta.table == TableChange::Keep {
             delta.forget = self.stale_affinity()?;
         }
-        let committed = self.kernel.commit(delta);
-        if is_stale && committed.is_ok() {
+        timings.list += start.elapsed();
+        let committed = self.kernel.commit(delta)?;
+        timings.encode += committed.encode;
+        timings.kernel += committed.kernel;
+        let start = Instant::now();
+        if is_stale {
             self.sweep_affinity()?;
             if !delta.forget.is_empty() {
                 // There was something, so look again when it is quiet.
                 self.compilation.distrust_affinity();
             }
         }
-        timings.commit += start.elapsed();
-        committed
+        timings.list += start.elapsed();
+        Ok(committed)
     }
 
     /// Forgets what is remembered and must not be, if there may be any.

@@ -7,6 +7,7 @@ pub mod fake;
 pub mod netlink;
 
 use std::io;
+use std::time::Duration;
 
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
@@ -43,6 +44,10 @@ pub struct Committed {
     pub bytes: usize,
     /// Netlink messages in the batch.
     pub messages: usize,
+    /// Time to write the batch.
+    pub encode: Duration,
+    /// Time from sending the batch to the kernel's consent.
+    pub kernel: Duration,
 }
 
 /// Why the kernel could not be listed or changed.

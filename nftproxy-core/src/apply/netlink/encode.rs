@@ -26,8 +26,9 @@ use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, base
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
 
-/// A batch, ready to be sent in one piece.
-pub(super) struct Batch {
+/// A delta as the kernel wants it: netlink messages, to be sent in one piece.
+#[derive(Debug)]
+pub struct Batch {
     pub(super) bytes: Vec<u8>,
     /// What each message asks for; the first has sequence number [`FIRST_SEQUENCE`].
     operations: Vec<Operation>,
@@ -38,6 +39,7 @@ pub(super) struct Batch {
 const FIRST_SEQUENCE: u32 = 1;
 
 /// What a message asks for, as far as needed to explain an error.
+#[derive(Debug)]
 enum Operation {
     Begin,
     End,
@@ -55,14 +57,20 @@ enum Operation {
 }
 
 /// Which elements of the delta a message holds.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct ElementRange {
     first: usize,
     len: usize,
 }
 
 impl Batch {
-    pub(super) fn messages(&self) -> usize {
+    /// The messages, one after the other.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// How many messages there are.
+    pub fn messages(&self) -> usize {
         self.operations.len()
     }
 

@@ -9,6 +9,8 @@ mod ffi;
 mod socket;
 mod userdata;
 
+use std::time::Instant;
+
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 
@@ -17,6 +19,7 @@ use self::attribute::{
 };
 use self::constants::*;
 use self::decode::{Decoder, decode_element, our_table};
+pub use self::encode::Batch;
 use self::socket::{Connection, DUMP_INTERRUPTED, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel};
 use crate::diff::{Delta, Observed};
@@ -211,15 +214,21 @@ impl Netlink {
         Ok(refusals)
     }
 
-    fn send_batch<F: Family>(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
-        let batch = encode::batch(delta, self.can_destroy);
+    /// Encodes a delta for this kernel.
+    pub fn encode<F: Family>(&self, delta: &Delta<F>) -> Batch {
+        encode::batch(delta, self.can_destroy)
+    }
+
+    /// Sends the batch that a delta was encoded as, which the kernel applies wholly or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::commit`].
+    pub fn send<F: Family>(&mut self, batch: &Batch, delta: &Delta<F>) -> Result<(), ApplyError> {
         self.connection.send(&batch.bytes)?;
         let refusals = self.answers(batch.acknowledged)?;
         match refusals.into_iter().next() {
-            None => Ok(Committed {
-                bytes: batch.bytes.len(),
-                messages: batch.messages(),
-            }),
+            None => Ok(()),
             Some(refusal) => {
                 let operation = batch.explain(delta, refusal.sequence, refusal.offset);
                 Err(refused(
@@ -279,6 +288,15 @@ impl<F: Family> Kernel<F> for Netlink {
         if delta.is_empty() {
             return Ok(Committed::default());
         }
-        self.send_batch(delta)
+        let start = Instant::now();
+        let batch = self.encode(delta);
+        let encode = start.elapsed();
+        self.send(&batch, delta)?;
+        Ok(Committed {
+            bytes: batch.bytes.len(),
+            messages: batch.messages(),
+            encode,
+            kernel: start.elapsed() - encode,
+        })
     }
 }
