@@ -39,13 +39,15 @@ fn build() -> Result<PathBuf> {
             cargo.env_remove(name);
         }
     }
-    cargo.args([
-        "build",
-        "--quiet",
-        "--package",
-        "nftproxy-bin",
-        "--target-dir",
-    ]);
+    cargo.args(["build", "--quiet"]);
+    // With other features than those of `cargo test --workspace`, all dependencies would be built
+    // once more.
+    if this.parent().is_some_and(|folder| folder.ends_with("deps")) {
+        cargo.args(["--workspace", "--bins", "--tests"]);
+    } else {
+        cargo.args(["--package", "nftproxy-bin"]);
+    }
+    cargo.arg("--target-dir");
     cargo.arg(profile.parent().context("a profile has a folder above")?);
     if profile.ends_with("release") {
         cargo.arg("--release");

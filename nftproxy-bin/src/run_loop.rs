@@ -145,8 +145,8 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
                         .filter(|ip| !ip.is_loopback())
                         .collect(),
                 };
-                let stale = self.syncer.take_stale_flows(&node_port_ips);
-                if !stale.is_empty() && flows.send(F::flows(stale)).is_err() {
+                let leftovers = self.syncer.take_leftovers(&node_port_ips);
+                if !leftovers.is_empty() && flows.send(F::flows(leftovers)).is_err() {
                     warn!(%family, "stale UDP flows are no longer deleted");
                 }
                 Ok(())

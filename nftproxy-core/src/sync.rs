@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel};
-use crate::compile::{Changes, Compilation, Features, Note, Seeds, StaleFlows, skeleton};
+use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
@@ -27,6 +27,8 @@ pub struct Syncer<F: Family, K> {
     pending: BTreeSet<ServiceName>,
     /// What the kernel is known to hold beside elements; `None` if it is not known.
     installed: Option<Installed<F>>,
+    /// ServiceCIDRs that were among the [`Leftovers`] already.
+    known_service_cidrs: Vec<(F::Address, u8)>,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             compiled_for: None,
             pending: BTreeSet::new(),
             installed: None,
+            known_service_cidrs: Vec::new(),
         }
     }
 
@@ -158,8 +161,18 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     /// The UDP flows that the syncs since the last call left behind; see
     /// [`Compilation::take_stale_flows`]. To be called after a sync that succeeded: before, new
     /// packets of a flow would be led the old way again.
-    pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
-        self.compilation.take_stale_flows(node_port_ips)
+    pub fn take_leftovers(&mut self, node_port_ips: &[IpAddr]) -> Leftovers<F> {
+        let service_cidrs = self
+            .installed
+            .as_ref()
+            .map_or(&[][..], |installed| &installed.service_cidrs);
+        let is_new = |cidr: &&_| !self.known_service_cidrs.contains(cidr);
+        let new_service_cidrs = service_cidrs.iter().filter(is_new).copied().collect();
+        self.known_service_cidrs = service_cidrs.to_vec();
+        Leftovers {
+            flows: self.compilation.take_stale_flows(node_port_ips),
+            new_service_cidrs,
+        }
     }
 
     /// Deletes pick chains that no element refers to any more, and returns how many.

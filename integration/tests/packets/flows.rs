@@ -5,9 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::lab::{CLIENT, NODE, NODE2};
+use integration::lab::{CLIENT, Dual, NODE, NODE2};
 use integration::manifest::{
-    Endpoint, SERVICE_PORT, cluster_ip, external_ip, load_balancer_ip, node_port, service, slices,
+    Endpoint, SERVICE_PORT, cluster_ip, external_ip, load_balancer_ip, node_port, service,
+    service_cidr, slices,
 };
 use integration::netns::in_sandbox;
 use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe};
@@ -151,5 +152,50 @@ fn flows_of_others_are_left_alone() {
         bed.put_udp(&[POD2]);
         bed.wait_for_answer(through, "pod2");
         assert_eq!(bed.entries("ipv4", &foreign).len(), before);
+    });
+}
+
+/// S-82, S-124: a flow that started before anybody stopped it is forgotten once it is known to lead
+/// into a ServiceCIDR; one to elsewhere goes on.
+#[test]
+fn one_way_flows_into_a_service_cidr_are_forgotten_at_start() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        // Without any rule that asks for it, the kernel tracks nothing.
+        let track = "table inet track {
+            chain c {
+                type filter hook forward priority 0
+                ct state new accept
+            }
+        }";
+        bed.lab
+            .node
+            .exec_with_input(&["nft", "-f", "-"], track)
+            .unwrap();
+        let unallocated = cluster_ip(99);
+        let elsewhere = Dual {
+            v4: [203, 0, 113, 9].into(),
+            v6: "2001:db8:99::9".parse().unwrap(),
+        };
+        let n_entries = |to: Dual| {
+            let [v4, v6] = to.both().map(|ip| format!("dst={ip}"));
+            (
+                bed.entries("ipv4", &v4).len(),
+                bed.entries("ipv6", &v6).len(),
+            )
+        };
+        for ip in [unallocated.both(), elsewhere.both()].concat() {
+            assert_eq!(bed.send((ip, SERVICE_PORT).into()).to_string(), "timeout");
+        }
+        assert_eq!(n_entries(unallocated), (1, 1));
+        assert_eq!(n_entries(elsewhere), (1, 1));
+        bed.manifests.put("cidrs", &[service_cidr()]).unwrap();
+        let _daemon = bed.start_proxy();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while n_entries(unallocated) != (0, 0) {
+            assert!(Instant::now() < deadline, "{:?}", n_entries(unallocated));
+            sleep(Duration::from_millis(20));
+        }
+        assert_eq!(n_entries(elsewhere), (1, 1));
     });
 }

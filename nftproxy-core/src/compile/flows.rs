@@ -7,6 +7,27 @@ use std::num::NonZeroU16;
 
 use crate::model::{EndpointAddress, Family};
 
+/// What syncs have left behind in connection tracking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftovers<F: Family> {
+    /// Flows to Services, as they are or were.
+    pub flows: Vec<StaleFlows<F>>,
+    /// ServiceCIDRs that have just become known (address, prefix length). What nobody has ever
+    /// translated or answered there may have started before the rules that would have stopped it.
+    pub new_service_cidrs: Vec<(F::Address, u8)>,
+}
+
+impl<F: Family> Leftovers<F> {
+    /// Whether there is nothing to look for.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            flows,
+            new_service_cidrs,
+        } = self;
+        flows.is_empty() && new_service_cidrs.is_empty()
+    }
+}
+
 /// Where UDP flows were sent to at first, and which of them may stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StaleFlows<F: Family> {
@@ -42,10 +63,15 @@ impl<F: Family> Default for Keep<F> {
 impl<F: Family> Keep<F> {
     /// Whether new connections from an address are let through.
     pub fn allows(&self, source: F::Address) -> bool {
-        self.sources.as_ref().is_none_or(|sources| {
-            sources
-                .iter()
-                .any(|(first, len)| (*first..=F::last_of_prefix(*first, *len)).contains(&source))
-        })
+        self.sources
+            .as_ref()
+            .is_none_or(|sources| contains::<F>(sources, source))
     }
+}
+
+/// Whether one of the prefixes (address, length) contains the address.
+pub(crate) fn contains<F: Family>(prefixes: &[(F::Address, u8)], address: F::Address) -> bool {
+    prefixes
+        .iter()
+        .any(|(first, len)| (*first..=F::last_of_prefix(*first, *len)).contains(&address))
 }

@@ -28,7 +28,8 @@ use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
 
-pub use flows::{Keep, StaleFlows};
+pub(crate) use flows::contains;
+pub use flows::{Keep, Leftovers, StaleFlows};
 pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.

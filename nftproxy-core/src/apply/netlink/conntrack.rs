@@ -17,7 +17,7 @@ use super::constants::*;
 use super::nfproto;
 use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
 use crate::apply::ApplyError;
-use crate::compile::StaleFlows;
+use crate::compile::{StaleFlows, contains};
 use crate::model::{EndpointAddress, Family, IpFamily, Protocol};
 
 /// Up to so many destinations are asked for one by one, each of which makes the kernel walk its
@@ -108,11 +108,32 @@ impl Conntrack {
             .collect();
         if filters.len() <= MAX_SINGLE_QUERIES {
             for filter in filters {
-                self.dump::<F>(Some(filter), &mut judge)?;
+                self.dump::<F>(Filter::Destination(filter.0, filter.1), &mut judge)?;
             }
         } else {
-            self.dump::<F>(None, &mut judge)?;
+            self.dump::<F>(Filter::None, &mut judge)?;
         }
+        Ok(found)
+    }
+
+    /// Finds the flows into these ranges (address, prefix length) that nobody has ever answered or
+    /// translated. Packets of such a flow never meet the rules again; once it is deleted, they do.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked; it may be tried again.
+    pub fn find_one_way<F: Family>(
+        &mut self,
+        ranges: &[(F::Address, u8)],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        let mut found = Vec::new();
+        self.dump::<F>(Filter::Unanswered, &mut |flow: Flow<F>| {
+            let (address, port) = flow.destination;
+            let is_untranslated = flow.reply_source == (address, port.get());
+            if !flow.is_answered && is_untranslated && contains::<F>(ranges, address) {
+                found.push(flow);
+            }
+        })?;
         Ok(found)
     }
 
@@ -127,11 +148,11 @@ impl Conntrack {
             .try_for_each(|chunk| self.delete_some(chunk))
     }
 
-    /// Calls `take` with each UDP entry, or with those to one port, and one address if given; others
-    /// may come as well, or twice.
+    /// Calls `take` with each UDP entry that the filter lets through; others may come as well, or
+    /// twice.
     fn dump<F: Family>(
         &mut self,
-        filter: Option<(Option<F::Address>, NonZeroU16)>,
+        filter: Filter<F>,
         take: &mut impl FnMut(Flow<F>),
     ) -> Result<(), ApplyError> {
         let message_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET;
@@ -194,15 +215,26 @@ fn filter_address<F: Family>(address: F::Address) -> Option<F::Address> {
     (F::FAMILY == IpFamily::V4).then_some(address)
 }
 
-/// Has the kernel hand over only UDP entries, and only those to one destination if given. Kernels
-/// before 5.8 hand over all, which [`read_entry`] and the caller sort out.
-fn write_filter<F: Family>(
-    destination: Option<(Option<F::Address>, NonZeroU16)>,
-    out: &mut Vec<u8>,
-) {
+/// What the kernel is to hand over of its UDP entries. Kernels before 5.8 hand over all, which
+/// [`read_entry`] and the caller sort out.
+#[derive(Clone, Copy)]
+enum Filter<F: Family> {
+    /// All of them.
+    None,
+    /// Those to a port, and an address if given.
+    Destination(Option<F::Address>, NonZeroU16),
+    /// Those that nothing came back for.
+    Unanswered,
+}
+
+fn write_filter<F: Family>(filter: Filter<F>, out: &mut Vec<u8>) {
+    let (address, port) = match filter {
+        Filter::Destination(address, port) => (address, Some(port)),
+        Filter::None | Filter::Unanswered => (None, None),
+    };
     let mut flags = CTA_FILTER_F_PROTO_NUM;
     let tuple = begin_nest(out, CTA_TUPLE_ORIG);
-    if let Some((Some(address), _)) = destination {
+    if let Some(address) = address {
         flags |= CTA_FILTER_F_IP_DST;
         let ip = begin_nest(out, CTA_TUPLE_IP);
         let mut bytes = Vec::new();
@@ -212,16 +244,20 @@ fn write_filter<F: Family>(
     }
     let protocol = begin_nest(out, CTA_TUPLE_PROTO);
     put(out, CTA_PROTO_NUM, &[Protocol::Udp.number()]);
-    if let Some((_, port)) = destination {
+    if let Some(port) = port {
         flags |= CTA_FILTER_F_PROTO_DST_PORT;
         put(out, CTA_PROTO_DST_PORT, &port.get().to_be_bytes());
     }
     end_nest(out, protocol);
     end_nest(out, tuple);
-    let filter = begin_nest(out, CTA_FILTER);
+    let nest = begin_nest(out, CTA_FILTER);
     // In host byte order, unlike all else here.
     put(out, CTA_FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
-    end_nest(out, filter);
+    end_nest(out, nest);
+    if matches!(filter, Filter::Unanswered) {
+        put(out, CTA_STATUS, &0_u32.to_be_bytes());
+        put(out, CTA_STATUS_MASK, &IPS_SEEN_REPLY.to_be_bytes());
+    }
 }
 
 fn ip_attributes(family: IpFamily) -> (u16, u16) {
