@@ -18,7 +18,8 @@ use nftproxy_core::model::{
 };
 use nftproxy_core::render;
 use nftproxy_core::ruleset::FamilyRuleset;
-use nftproxy_core::ruleset::element::Element;
+use nftproxy_core::ruleset::element::{Data, Element, Key};
+use nftproxy_core::ruleset::name::SlotMap;
 use nftproxy_core::sync::Syncer;
 
 /// `n_services` Services with `n_endpoints` each, all dual-stack.
@@ -311,6 +312,49 @@ fn check_large<F: Family>(state: &State) {
     let mut restarted = Syncer::<F, _>::new(Netlink::open().unwrap());
     let report = restarted.sync(state, &node, &nothing).unwrap();
     assert_eq!((report.full, report.counts), (true, Counts::default()));
+}
+
+/// A map that is too large to be dumped in good time is read slot by slot, which hides nothing that
+/// somebody else did to it.
+#[test]
+fn a_large_map_is_read_as_it_is() {
+    in_sandbox(|| {
+        if !nix_is_initial_root() {
+            return integration::netns::skip(
+                "a batch of this size needs CAP_NET_ADMIN in the initial user namespace",
+            );
+        }
+        let state = large(100, 650);
+        let Compiled { v4, v6, .. } = compile(&state, &Node::default());
+        Namespace::new("node").unwrap().run(|| {
+            check_round_trip(&v4, "65,000 slots");
+            check_round_trip(&v6, "65,000 slots");
+            let mut netlink = Netlink::open().unwrap();
+            let mut meddle = |delete: &[Element<V4>], add: &[Element<V4>]| {
+                let delta = Delta {
+                    delete_elements: delete.to_vec(),
+                    add_elements: add.to_vec(),
+                    ..Delta::default()
+                };
+                netlink.commit(&delta).unwrap();
+                let observed = Kernel::<V4>::list(&mut netlink).unwrap().unwrap();
+                let found = diff(Some(&observed), &v4);
+                assert_eq!(found.add_elements, delete);
+                assert_eq!(found.delete_elements, add);
+                netlink.commit(&found).unwrap();
+            };
+            let is_slot = |element: &&Element<V4>| matches!(element.key(), Key::Slot(..));
+            let ours = v4.elements.iter().find(is_slot).unwrap().clone();
+            let (Key::Slot(destination, _), Data::Endpoint(endpoint)) = (ours.key(), ours.data())
+            else {
+                panic!("{ours:?}")
+            };
+            let foreign = Element::slot(SlotMap::Endpoints, *destination, 1000, *endpoint);
+            meddle(&[], std::slice::from_ref(&foreign));
+            meddle(std::slice::from_ref(&ours), &[]);
+            meddle(&[ours], &[foreign]);
+        });
+    });
 }
 
 /// Whether root is the machine's, rather than that of a user namespace.

@@ -74,6 +74,32 @@ pub enum Data<F: Family> {
     Endpoint(EndpointAddress<F>),
 }
 
+impl<F: Family> Key<F> {
+    /// Appends the key as the kernel has it: the fields of the set's schema, each padded.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Key::Address(address) => F::write_address(*address, out),
+            Key::Hairpin(address) => {
+                F::write_address(*address, out);
+                F::write_address(*address, out);
+            }
+            Key::Destination(destination) => write_destination(destination, out),
+            Key::Slot(destination, slot) => {
+                write_destination(destination, out);
+                out.extend_from_slice(&slot.to_ne_bytes());
+            }
+            Key::Client(client, destination) => {
+                F::write_address(*client, out);
+                write_destination(destination, out);
+            }
+            Key::Source(destination, first, _) => {
+                write_destination(destination, out);
+                F::write_address(*first, out);
+            }
+        }
+    }
+}
+
 impl<F: Family> Element<F> {
     /// An element of `cluster-ips`.
     pub fn cluster_ip(address: F::Address) -> Self {
@@ -229,28 +255,9 @@ impl<F: Family> Element<F> {
         text
     }
 
-    /// Appends the key as the kernel has it: the fields of the set's schema, each padded.
+    /// Appends the key as the kernel has it.
     pub fn write_key(&self, out: &mut Vec<u8>) {
-        match &self.key {
-            Key::Address(address) => F::write_address(*address, out),
-            Key::Hairpin(address) => {
-                F::write_address(*address, out);
-                F::write_address(*address, out);
-            }
-            Key::Destination(destination) => write_destination(destination, out),
-            Key::Slot(destination, slot) => {
-                write_destination(destination, out);
-                out.extend_from_slice(&slot.to_ne_bytes());
-            }
-            Key::Client(client, destination) => {
-                F::write_address(*client, out);
-                write_destination(destination, out);
-            }
-            Key::Source(destination, first, _) => {
-                write_destination(destination, out);
-                F::write_address(*first, out);
-            }
-        }
+        self.key.write(out);
     }
 
     /// Appends the last key of a range, in sets that have ranges. Returns whether it did.

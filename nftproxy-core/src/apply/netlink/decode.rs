@@ -11,11 +11,11 @@ use super::encode::{data_type, fields_type, reject_code, set_flags};
 use super::{nfproto, userdata};
 use crate::diff::Observed;
 use crate::model::{Family, IpFamily};
-use crate::ruleset::element::{Element, RawData};
+use crate::ruleset::element::{Data, Element, Key, RawData};
 use crate::ruleset::expr::{
     CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
 };
-use crate::ruleset::name::{ChainName, SetName, TABLE};
+use crate::ruleset::name::{ChainName, SetName, SlotMap, TABLE};
 use crate::ruleset::schema::{base_chain, schema};
 use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 
@@ -23,7 +23,7 @@ use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 pub(super) struct Decoder<F: Family> {
     chains: BTreeMap<ChainName, Vec<Rule>>,
     sets: BTreeSet<SetName>,
-    elements: BTreeSet<Element<F>>,
+    elements: Vec<Element<F>>,
     foreign: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl<F: Family> Default for Decoder<F> {
         Self {
             chains: BTreeMap::new(),
             sets: BTreeSet::new(),
-            elements: BTreeSet::new(),
+            elements: Vec::new(),
             foreign: Vec::new(),
         }
     }
@@ -137,12 +137,31 @@ impl<F: Family> Decoder<F> {
         let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
         for (_, element) in attributes(list) {
             match decode_element(set, element) {
-                Some(element) => {
-                    self.elements.insert(element);
-                }
+                Some(element) => self.elements.push(element),
                 None => self.foreign(format!("element of {set}")),
             }
         }
+    }
+
+    /// Takes over elements that were collected apart.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.elements.append(&mut other.elements);
+        self.foreign.append(&mut other.foreign);
+    }
+
+    /// The keys of the slots that the verdicts so far lead to, of the maps that hold them.
+    pub(super) fn slots(&self) -> BTreeMap<SlotMap, Vec<Key<F>>> {
+        let mut slots = BTreeMap::<_, Vec<_>>::new();
+        for element in &self.elements {
+            if let (Key::Destination(destination), Data::Verdict(Verdict::Goto(chain))) =
+                (element.key(), element.data())
+                && let ChainName::Pick(pick) = chain
+            {
+                let keys = (0..pick.n.get()).map(|slot| Key::Slot(*destination, slot));
+                slots.entry(pick.map).or_default().extend(keys);
+            }
+        }
+        slots
     }
 
     /// What all of it amounts to.
@@ -168,7 +187,7 @@ impl<F: Family> Decoder<F> {
         let ruleset = FamilyRuleset {
             skeleton: Skeleton { chains: fixed },
             picks,
-            elements: self.elements,
+            elements: self.elements.into_iter().collect(),
         };
         Observed {
             ruleset,

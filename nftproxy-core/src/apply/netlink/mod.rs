@@ -6,30 +6,23 @@ mod constants;
 mod decode;
 mod encode;
 mod ffi;
+mod list;
 mod socket;
 mod userdata;
 
 use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 
-use self::attribute::{
-    NFGENMSG_LEN, attributes, be32, begin_message, end_message, find, messages, put_str, string,
-};
+use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
-use self::decode::{Decoder, decode_element, our_table};
 pub use self::encode::Batch;
-use self::socket::{Connection, DUMP_INTERRUPTED, read_refusal, refused};
+use self::socket::{Connection, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel};
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::element::Element;
-use crate::ruleset::name::{SetName, TABLE};
-use crate::ruleset::schema::schema;
 
-/// How often a listing is tried again because the ruleset changed meanwhile.
-const LIST_ATTEMPTS: usize = 10;
 /// A connection to the kernel's nf_tables, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Netlink {
@@ -93,69 +86,6 @@ impl Netlink {
     /// As [`Kernel::list`].
     pub fn check<F: Family>(&mut self) -> Result<(), ApplyError> {
         self.dump::<F>(NFT_MSG_GETTABLE, "table", |_| {}, |_| {})
-    }
-
-    fn try_list<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
-        let mut flags = None;
-        self.dump::<F>(
-            NFT_MSG_GETTABLE,
-            "table",
-            |_| {},
-            |message| {
-                flags = flags.or(our_table(message));
-            },
-        )?;
-        let Some(flags) = flags else { return Ok(None) };
-
-        let mut decoder = Decoder::default();
-        if flags != 0 {
-            decoder.foreign(format!("table flags {flags:#x}"));
-        }
-        self.dump::<F>(
-            NFT_MSG_GETCHAIN,
-            "chain",
-            |_| {},
-            |message| decoder.chain(message),
-        )?;
-        let table = |out: &mut Vec<u8>| put_str(out, NFTA_RULE_TABLE, TABLE);
-        self.dump::<F>(NFT_MSG_GETRULE, "rule", table, |message| {
-            decoder.rule(message)
-        })?;
-        let mut sets = Vec::new();
-        let table = |out: &mut Vec<u8>| put_str(out, NFTA_SET_TABLE, TABLE);
-        self.dump::<F>(NFT_MSG_GETSET, "set", table, |message| {
-            sets.extend(decoder.set(message))
-        })?;
-        // What rules have learned is no part of the ruleset.
-        sets.retain(|set| !schema(*set).is_dynamic());
-        for set in sets {
-            let of_set = |out: &mut Vec<u8>| {
-                put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
-                put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
-            };
-            self.dump::<F>(NFT_MSG_GETSETELEM, set.as_str(), of_set, |message| {
-                decoder.elements(set, message);
-            })?;
-        }
-        Ok(Some(decoder.finish()))
-    }
-
-    /// The ruleset's generation: it changes with each commit of anybody.
-    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
-        let sequence = self.connection.next_sequence();
-        let mut request = Vec::new();
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN;
-        let start = begin_message(&mut request, message_type, NLM_F_REQUEST, sequence, [0; 4]);
-        end_message(&mut request, start);
-        self.connection.send(&request)?;
-        let bytes = self
-            .connection
-            .receive(MsgFlags::empty())?
-            .unwrap_or_default();
-        let answer = messages(bytes)
-            .find(|message| message.sequence == sequence)
-            .and_then(|message| be32(find(message.body.get(NFGENMSG_LEN..)?, NFTA_GEN_ID)?));
-        Ok(answer)
     }
 
     /// Asks for all nf_tables objects of a kind in the family.
@@ -244,44 +174,11 @@ impl Netlink {
 
 impl<F: Family> Kernel<F> for Netlink {
     fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
-        for _ in 0..LIST_ATTEMPTS {
-            let before = self.generation()?;
-            match self.try_list() {
-                Err(ApplyError::Receive(error))
-                    if error.raw_os_error() == Some(DUMP_INTERRUPTED) => {}
-                // An object went away between two dumps.
-                Err(ApplyError::Refused { source, .. })
-                    if source.raw_os_error() == Some(Errno::ENOENT as i32) => {}
-                Ok(observed) if self.generation()? == before => return Ok(observed),
-                Ok(_) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(ApplyError::Unstable)
+        self.list_table()
     }
 
     fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
-        let set = SetName::Affinity;
-        let of_set = |out: &mut Vec<u8>| {
-            put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
-            put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
-        };
-        for _ in 0..LIST_ATTEMPTS {
-            let mut elements = Vec::new();
-            let dump = self.dump::<F>(NFT_MSG_GETSETELEM, set.as_str(), of_set, |message| {
-                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                let decoded =
-                    attributes(list).filter_map(|(_, element)| decode_element(set, element));
-                elements.extend(decoded);
-            });
-            match dump {
-                Ok(()) => return Ok(elements),
-                Err(ApplyError::Receive(error))
-                    if error.raw_os_error() == Some(DUMP_INTERRUPTED) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(ApplyError::Unstable)
+        self.list_learned()
     }
 
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {

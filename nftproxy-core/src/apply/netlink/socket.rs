@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::attribute::{HEADER_LEN, NFGENMSG_LEN, begin_message, end_message, messages};
@@ -16,6 +16,12 @@ use crate::model::IpFamily;
 /// The kernel's dumps fill buffers of up to 32 KiB, and each buffer costs it a walk from the start
 /// of the set; larger ones are not used.
 const RECEIVE_BUFFER: usize = 64 * 1024;
+/// What the kernel accounts for one answer: a page for the text, and its own bookkeeping.
+const ANSWER_MAX_LEN: usize = 8 * 1024;
+/// The names of so many objects fit into an attribute, whose length has 16 bits.
+const ANSWERS_MAX: usize = 1000;
+/// Room for that many answers.
+const ANSWERS_BUFFER: usize = ANSWERS_MAX * ANSWER_MAX_LEN;
 /// Answers to a batch are there when it has been sent; this only guards against none at all.
 const ANSWER_TIMEOUT_SECONDS: i64 = 10;
 /// What a dump fails with if things changed while it was made; it may be tried again.
@@ -44,6 +50,8 @@ impl Connection {
         // lack an option do without.
         let _ = socket.enable(NETLINK_EXT_ACK);
         let _ = socket.enable(NETLINK_CAP_ACK);
+        // Beyond net.core.rmem_max only the privileged way works; less room means more requests.
+        let _ = setsockopt(&socket.descriptor(), sockopt::RcvBufForce, &ANSWERS_BUFFER);
         let timeout = TimeVal::seconds(ANSWER_TIMEOUT_SECONDS);
         setsockopt(&socket.descriptor(), sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| ApplyError::Open(errno.into()))?;
@@ -60,21 +68,54 @@ impl Connection {
         self.sequence
     }
 
-    /// Asks for all objects of a kind (subsystem and message) in the family, and calls `take` with the attributes of each.
+    /// Asks for all objects of a kind (subsystem and message) in the family, and calls `take` with
+    /// the attributes of each.
     pub(super) fn dump(
         &mut self,
         family: IpFamily,
         message_type: u16,
         what: &str,
-        restrict: impl Fn(&mut Vec<u8>),
+        restrict: impl FnOnce(&mut Vec<u8>),
+        take: impl FnMut(&[u8]),
+    ) -> Result<(), ApplyError> {
+        self.ask(family, message_type, NLM_F_DUMP, what, restrict, take)
+    }
+
+    /// Asks for the objects that `name` writes, at most [`Connection::answers_at_once`], and calls
+    /// `take` with the attributes of each.
+    pub(super) fn get(
+        &mut self,
+        family: IpFamily,
+        message_type: u16,
+        what: &str,
+        name: impl FnOnce(&mut Vec<u8>),
+        take: impl FnMut(&[u8]),
+    ) -> Result<(), ApplyError> {
+        self.ask(family, message_type, NLM_F_ACK, what, name, take)
+    }
+
+    /// How many answers to one request the receive buffer takes, at least. They are all there
+    /// before the first can be received.
+    pub(super) fn answers_at_once(&self) -> usize {
+        let size = getsockopt(&self.socket.descriptor(), sockopt::RcvBuf).unwrap_or_default();
+        (size / ANSWER_MAX_LEN).clamp(1, ANSWERS_MAX)
+    }
+
+    fn ask(
+        &mut self,
+        family: IpFamily,
+        message_type: u16,
+        flags: u16,
+        what: &str,
+        write: impl FnOnce(&mut Vec<u8>),
         mut take: impl FnMut(&[u8]),
     ) -> Result<(), ApplyError> {
         let sequence = self.next_sequence();
         let mut request = Vec::new();
         let nfgenmsg = [nfproto(family) as u8, 0, 0, 0];
-        let flags = NLM_F_REQUEST | NLM_F_DUMP;
+        let flags = NLM_F_REQUEST | flags;
         let start = begin_message(&mut request, message_type, flags, sequence, nfgenmsg);
-        restrict(&mut request);
+        write(&mut request);
         end_message(&mut request, start);
         self.send(&request)?;
         let mut interrupted = false;
@@ -96,6 +137,9 @@ impl Connection {
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         let errno = read_refusal(message.body).map_or(0, |(errno, _)| errno);
+                        if errno == 0 && flags & NLM_F_ACK != 0 {
+                            return Ok(());
+                        }
                         return Err(refused(family, format!("listing {what}"), None, errno));
                     }
                     _ => take(message.body.get(NFGENMSG_LEN..).unwrap_or_default()),

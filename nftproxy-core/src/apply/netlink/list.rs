@@ -1,0 +1,217 @@
+//! Reads our table back.
+//!
+//! Dumping a map costs the kernel a walk from its start for each buffer that it fills, which makes
+//! large ones slow: the time grows with the square of the size. But the keys of the largest, those
+//! of slots, follow from the verdicts. So large ones are read key by key, if the kernel says how
+//! many elements there are to know that none is left out. Entry point: [`Netlink::list_table`].
+
+use nix::errno::Errno;
+use nix::sys::socket::MsgFlags;
+
+use super::Netlink;
+use super::attribute::{
+    NFGENMSG_LEN, attributes, be32, begin_message, begin_nest, end_message, end_nest, find,
+    messages, put, put_str,
+};
+use super::constants::*;
+use super::decode::{Decoder, decode_element, our_table};
+use super::socket::DUMP_INTERRUPTED;
+use crate::apply::ApplyError;
+use crate::diff::Observed;
+use crate::model::Family;
+use crate::ruleset::element::{Element, Key};
+use crate::ruleset::name::{SetName, SlotMap, TABLE};
+use crate::ruleset::schema::schema;
+
+/// How often a listing is tried again because the ruleset changed meanwhile.
+const LIST_ATTEMPTS: usize = 10;
+/// Up to so many elements, a dump is faster than reading key by key.
+const DUMP_MAX: usize = 60_000;
+
+impl Netlink {
+    /// Reads the table; `None` if there is none.
+    pub(super) fn list_table<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+        for _ in 0..LIST_ATTEMPTS {
+            let before = self.generation()?;
+            match self.try_list() {
+                Err(error) if is_passing(&error) => {}
+                Ok(observed) if self.generation()? == before => return Ok(observed),
+                Ok(_) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApplyError::Unstable)
+    }
+
+    /// Reads what `affinity` has learned.
+    pub(super) fn list_learned<F: Family>(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        let set = SetName::Affinity;
+        for _ in 0..LIST_ATTEMPTS {
+            let mut elements = Vec::new();
+            let dump = self.dump::<F>(
+                NFT_MSG_GETSETELEM,
+                set.as_str(),
+                |out| put_set(out, set),
+                |message| {
+                    let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                    let decoded =
+                        attributes(list).filter_map(|(_, element)| decode_element(set, element));
+                    elements.extend(decoded);
+                },
+            );
+            match dump {
+                Ok(()) => return Ok(elements),
+                Err(ApplyError::Receive(error))
+                    if error.raw_os_error() == Some(DUMP_INTERRUPTED) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApplyError::Unstable)
+    }
+
+    fn try_list<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+        let mut flags = None;
+        self.dump::<F>(
+            NFT_MSG_GETTABLE,
+            "table",
+            |_| {},
+            |message| {
+                flags = flags.or(our_table(message));
+            },
+        )?;
+        let Some(flags) = flags else { return Ok(None) };
+
+        let mut decoder = Decoder::default();
+        if flags != 0 {
+            decoder.foreign(format!("table flags {flags:#x}"));
+        }
+        self.dump::<F>(
+            NFT_MSG_GETCHAIN,
+            "chain",
+            |_| {},
+            |message| decoder.chain(message),
+        )?;
+        let table = |out: &mut Vec<u8>| put_str(out, NFTA_RULE_TABLE, TABLE);
+        self.dump::<F>(NFT_MSG_GETRULE, "rule", table, |message| {
+            decoder.rule(message)
+        })?;
+        let mut sets = Vec::new();
+        let table = |out: &mut Vec<u8>| put_str(out, NFTA_SET_TABLE, TABLE);
+        self.dump::<F>(NFT_MSG_GETSET, "set", table, |message| {
+            let count = find(message, NFTA_SET_COUNT).and_then(be32);
+            sets.extend(decoder.set(message).map(|set| (set, count)));
+        })?;
+        // What rules have learned is no part of the ruleset.
+        sets.retain(|(set, _)| !schema(*set).is_dynamic());
+        let (slots, others): (Vec<_>, Vec<_>) = sets
+            .into_iter()
+            .partition(|(set, _)| SlotMap::of(*set).is_some());
+        for (set, _) in others {
+            self.dump_elements(set, &mut decoder)?;
+        }
+        let mut keys = decoder.slots();
+        for (set, count) in slots {
+            let keys = SlotMap::of(set).and_then(|map| keys.remove(&map));
+            let complete = keys.filter(|keys| {
+                keys.len() > DUMP_MAX && Some(keys.len()) == count.map(|count| count as usize)
+            });
+            match complete {
+                Some(keys) if self.get_elements(set, &keys, &mut decoder)? => {}
+                _ => self.dump_elements(set, &mut decoder)?,
+            }
+        }
+        Ok(Some(decoder.finish()))
+    }
+
+    fn dump_elements<F: Family>(
+        &mut self,
+        set: SetName,
+        decoder: &mut Decoder<F>,
+    ) -> Result<(), ApplyError> {
+        self.dump::<F>(
+            NFT_MSG_GETSETELEM,
+            set.as_str(),
+            |out| put_set(out, set),
+            |message| decoder.elements(set, message),
+        )
+    }
+
+    /// Reads the elements with these keys; `false` if one does not exist, in which case nothing is
+    /// taken.
+    fn get_elements<F: Family>(
+        &mut self,
+        set: SetName,
+        keys: &[Key<F>],
+        decoder: &mut Decoder<F>,
+    ) -> Result<bool, ApplyError> {
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
+        let mut taken = Decoder::default();
+        let mut scratch = Vec::new();
+        for keys in keys.chunks(self.connection.answers_at_once()) {
+            let request = |out: &mut Vec<u8>| {
+                put_set(out, set);
+                let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
+                for key in keys {
+                    scratch.clear();
+                    key.write(&mut scratch);
+                    let element = begin_nest(out, NFTA_LIST_ELEM);
+                    let nest = begin_nest(out, NFTA_SET_ELEM_KEY);
+                    put(out, NFTA_DATA_VALUE, &scratch);
+                    end_nest(out, nest);
+                    end_nest(out, element);
+                }
+                end_nest(out, list);
+            };
+            let result =
+                self.connection
+                    .get(F::FAMILY, message_type, set.as_str(), request, |message| {
+                        taken.elements(set, message)
+                    });
+            match result {
+                Ok(()) => {}
+                Err(ApplyError::Refused { source, .. })
+                    if source.raw_os_error() == Some(Errno::ENOENT as i32) =>
+                {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        decoder.append(taken);
+        Ok(true)
+    }
+
+    /// The ruleset's generation: it changes with each commit of anybody.
+    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        let sequence = self.connection.next_sequence();
+        let mut request = Vec::new();
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN;
+        let start = begin_message(&mut request, message_type, NLM_F_REQUEST, sequence, [0; 4]);
+        end_message(&mut request, start);
+        self.connection.send(&request)?;
+        let bytes = self
+            .connection
+            .receive(MsgFlags::empty())?
+            .unwrap_or_default();
+        let answer = messages(bytes)
+            .find(|message| message.sequence == sequence)
+            .and_then(|message| be32(find(message.body.get(NFGENMSG_LEN..)?, NFTA_GEN_ID)?));
+        Ok(answer)
+    }
+}
+
+/// Names a set in a request for its elements.
+fn put_set(out: &mut Vec<u8>, set: SetName) {
+    put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+    put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
+}
+
+/// Whether the ruleset changed while it was listed: a dump was interrupted, or an object went away
+/// between two.
+fn is_passing(error: &ApplyError) -> bool {
+    match error {
+        ApplyError::Receive(error) => error.raw_os_error() == Some(DUMP_INTERRUPTED),
+        ApplyError::Refused { source, .. } => source.raw_os_error() == Some(Errno::ENOENT as i32),
+        _ => false,
+    }
+}
