@@ -207,7 +207,49 @@ fn chains_for_affinity_exist_while_they_are_needed() {
     }
 }
 
-/// A remembered endpoint is the only one; without, all are possible.
+/// S-96, S-100: a connection to an address of a Service without affinity is not remembered, though
+/// its port is the number of another's NodePort with affinity.
+#[test]
+fn s96_an_address_is_not_taken_for_a_node_port() {
+    let mut state = state(&["10.244.1.5"]);
+    state.apply_service(mk_service("other", "10.96.0.11", &["30080/tcp"]));
+    let slice = mk_slice::<V4>("other", "other", &["8080/tcp"], &["10.244.1.5"]);
+    state.apply_slice(slice);
+    let packet = Packet::<V4> {
+        source: CLIENT.into(),
+        destination: [10, 96, 0, 11].into(),
+        protocol: Protocol::Tcp.number(),
+        destination_port: 30080,
+        input_interface: Some("eth0".into()),
+        mark: 0,
+    };
+    let outcomes = trace(&compile(&state, &mk_node()).v4, &packet, &|_| false).unwrap();
+    let remembers = |chain| matches!(chain, ChainName::RememberFor(_));
+    for step in outcomes.values().flatten() {
+        assert!(!remembers(step.chain), "{step}");
+    }
+}
+
+/// S-100: chains that an earlier process left are no obstacle to affinity that comes again.
+#[test]
+fn s100_affinity_comes_again_after_a_restart() {
+    let mut fixture = Fixture::new(&["10.244.1.5"]);
+    let with = fixture.state.services().next().unwrap().clone();
+    let without = mk_service("web", "10.96.0.10", &["http 80/tcp 30080"]);
+    fixture.state.apply_service(without);
+    fixture.sync();
+    fixture.syncer = Syncer::new(fixture.syncer.kernel().clone());
+    fixture.sync();
+    fixture.state.apply_service(with);
+    let dirty = fixture.state.take_dirty();
+    let report = fixture
+        .syncer
+        .sync(&fixture.state, &fixture.node, &dirty)
+        .unwrap();
+    assert!(!report.full, "the kernel refused something");
+}
+
+/// S-97, S-101: a remembered endpoint is the only one; without, all are possible.
 #[test]
 fn a_remembered_endpoint_is_the_only_one() {
     let mut ruleset = compile(&state(&["10.244.1.5", "10.244.1.6"]), &mk_node()).v4;

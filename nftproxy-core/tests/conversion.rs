@@ -112,6 +112,7 @@ fn places(problems: &[Problem]) -> Vec<String> {
     problems.iter().map(place).collect()
 }
 
+/// S-1: the label counts, whatever its value.
 #[test]
 fn s1_services_of_other_proxies_are_skipped() {
     for value in ["", "other"] {
@@ -121,6 +122,7 @@ fn s1_services_of_other_proxies_are_skipped() {
     }
 }
 
+/// S-2, S-3: nothing of them is left.
 #[test]
 fn s2_s3_services_without_cluster_ip_are_skipped() {
     for changes in [
@@ -136,6 +138,7 @@ fn s2_s3_services_without_cluster_ip_are_skipped() {
     assert_eq!(none, None);
 }
 
+/// S-4, S-12
 #[test]
 fn s4_s12_external_policy_local_counts_only_for_what_is_external() {
     for (changes, expected) in [
@@ -165,6 +168,7 @@ fn s4_s12_external_policy_local_counts_only_for_what_is_external() {
     }
 }
 
+/// S-4, S-7
 #[test]
 fn s4_other_fields_act_whatever_the_type() {
     let service = service(json!({
@@ -179,6 +183,7 @@ fn s4_other_fields_act_whatever_the_type() {
     assert_eq!(service.source_ranges.len(), 1);
 }
 
+/// S-5
 #[test]
 fn s5_cluster_ips_go_by_family() {
     let both = ClusterIps {
@@ -217,6 +222,7 @@ fn s5_cluster_ips_go_by_family() {
     }
 }
 
+/// S-5, S-18
 #[test]
 fn s5_s18_cluster_ips_that_do_not_fit_are_reported() {
     for spec in [
@@ -237,6 +243,7 @@ fn s5_s18_cluster_ips_that_do_not_fit_are_reported() {
     assert_eq!(places(&problems), ["Service default/web spec.clusterIP"]);
 }
 
+/// S-7, S-8
 #[test]
 fn s7_s8_addresses_are_read_leniently() {
     let external_ips = json!([
@@ -255,6 +262,7 @@ fn s7_s8_addresses_are_read_leniently() {
     assert_eq!(places(&problems), ["Service default/web spec.externalIPs"]);
 }
 
+/// S-8
 #[test]
 fn s8_vectors() {
     for (text, expected) in [
@@ -290,6 +298,7 @@ fn s8_vectors() {
     }
 }
 
+/// S-7, S-107
 #[test]
 fn s7_s107_source_ranges_are_trimmed_and_bad_ones_skipped() {
     let ranges = json!([
@@ -312,6 +321,7 @@ fn s7_s107_source_ranges_are_trimmed_and_bad_ones_skipped() {
     assert_eq!(places(&problems), [place, place]);
 }
 
+/// S-57
 #[test]
 fn s57_ingress_addresses_count_in_mode_vip() {
     let (service, problems) = read_service(json!({"status": {"loadBalancer": {"ingress": [
@@ -329,6 +339,7 @@ fn s57_ingress_addresses_count_in_mode_vip() {
     );
 }
 
+/// S-9, S-10
 #[test]
 fn s9_s10_ports() {
     let service = service(json!({"spec": {"ports": [
@@ -349,6 +360,7 @@ fn s9_s10_ports() {
     assert_eq!(ports, expected);
 }
 
+/// S-18
 #[test]
 fn s18_bad_ports_leave_the_others() {
     let (service, problems) = read_service(json!({"spec": {"ports": [
@@ -398,6 +410,19 @@ fn s11_fields_that_no_rule_depends_on_are_not_read() {
     assert_eq!(plain, decorated);
 }
 
+/// S-59: the port for health checks is no matter of the ruleset.
+#[test]
+fn s59_the_health_check_node_port_is_not_read() {
+    let load_balancer = |changes: Value| {
+        let mut spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+        merge(&mut spec, changes);
+        service(json!({"spec": spec}))
+    };
+    let with = load_balancer(json!({"healthCheckNodePort": 32000}));
+    assert_eq!(with, load_balancer(json!({})));
+}
+
+/// S-12, S-13
 #[test]
 fn s12_s13_defaults() {
     let plain = service(json!({}));
@@ -433,12 +458,14 @@ fn s12_s13_defaults() {
     }
 }
 
+/// S-15
 #[test]
 fn s15_the_age_is_read() {
     let metadata = json!({"creationTimestamp": "1970-01-02T00:00:01Z"});
     assert_eq!(service(json!({"metadata": metadata})).created, 86401);
 }
 
+/// S-21, S-22
 #[test]
 fn s21_s22_slices_of_no_service_or_not_for_proxies_are_skipped() {
     for labels in [
@@ -458,6 +485,7 @@ fn s21_s22_slices_of_no_service_or_not_for_proxies_are_skipped() {
     assert_eq!(owned.service.as_str(), "other/web");
 }
 
+/// S-23
 #[test]
 fn s23_it_does_not_matter_who_manages_a_slice() {
     let managed_by = json!({"endpointslice.kubernetes.io/managed-by": "someone"});
@@ -467,6 +495,7 @@ fn s23_it_does_not_matter_who_manages_a_slice() {
     );
 }
 
+/// S-24
 #[test]
 fn s24_slices_have_a_family() {
     let v6 = slice(json!({"addressType": "IPv6", "endpoints": [{"addresses": ["fd00::1"]}]}));
@@ -478,6 +507,8 @@ fn s24_slices_have_a_family() {
     assert_eq!(places(&problems), ["EndpointSlice default/web-1 endpoints"]);
 }
 
+/// S-26, S-27, S-168: a missing protocol is TCP; without a name or a number there is no port, rather than
+/// every port.
 #[test]
 fn s26_s27_slice_ports() {
     let ports = json!([
@@ -498,6 +529,7 @@ fn s26_s27_slice_ports() {
     assert_eq!(self::slice(json!({"ports": null})).ports, [].into());
 }
 
+/// S-18, S-28
 #[test]
 fn s18_s28_the_first_address_of_an_endpoint_counts() {
     let (slice, problems) = read_slice(json!({"endpoints": [
@@ -516,6 +548,7 @@ fn s18_s28_the_first_address_of_an_endpoint_counts() {
     );
 }
 
+/// S-31
 #[test]
 fn s31_locality_is_the_exact_name_of_the_node() {
     let at = |node_name: Value| {
@@ -527,6 +560,7 @@ fn s31_locality_is_the_exact_name_of_the_node() {
     assert_eq!(at(json!(null)), Locality::Unknown);
 }
 
+/// S-32
 #[test]
 fn s32_each_condition_has_its_default() {
     for (conditions, expected) in [
@@ -546,6 +580,7 @@ fn s32_each_condition_has_its_default() {
     }
 }
 
+/// S-34: an empty list is no hint, and the zone of the endpoint is not read.
 #[test]
 fn s34_hints() {
     let hints_of = |hints: Value| {
@@ -570,6 +605,7 @@ fn s34_hints() {
     assert_eq!(other, Some((String::new(), NodeHint::OtherNodes)));
 }
 
+/// S-114
 #[test]
 fn s114_service_cidrs() {
     let object: ServiceCIDR = serde_json::from_value(json!({

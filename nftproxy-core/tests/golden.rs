@@ -1,7 +1,7 @@
 //! Scenarios and the rulesets they become: `scenarios/NAME.yaml` in, `golden/NAME.nft` out.
 //!
 //! `BLESS=1 cargo test -p nftproxy-core --test golden` writes the goldens anew, to be read in
-//! review. They say what the ruleset looks like; what it does is the matter of `packets.rs`.
+//! review. They say what the ruleset looks like; what it does is the matter of `packets`.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 

@@ -34,6 +34,7 @@ fn slices_of(state: &State, service: &str) -> Vec<String> {
     slices.map(|slice| slice.name.to_string()).collect()
 }
 
+/// S-19
 #[test]
 fn s19_any_order_ends_in_the_same_state() {
     let steps: [fn(&mut State); 6] = [
@@ -88,6 +89,7 @@ fn permutations(items: &[usize]) -> Vec<Vec<usize>> {
     items.iter().flat_map(starting_with).collect()
 }
 
+/// S-19
 #[test]
 fn s19_only_changes_mark_services_as_dirty() {
     let mut state = State::default();
@@ -127,6 +129,7 @@ fn marks_last_until_they_are_taken() {
     assert_eq!(dirty(&mut state), ["default/web"]);
 }
 
+/// S-37
 #[test]
 fn s37_slices_outlive_their_service() {
     let mut state = State::default();
@@ -141,6 +144,7 @@ fn s37_slices_outlive_their_service() {
     assert_eq!(compile(&state, &mk_node()), with_both);
 }
 
+/// S-38: it leaves the old one, and both are looked at.
 #[test]
 fn s38_a_slice_may_move_to_another_service() {
     let mut state = State::default();
@@ -160,6 +164,7 @@ fn s38_a_slice_may_move_to_another_service() {
     assert_eq!(slices_of(&state, "api"), [""; 0]);
 }
 
+/// S-39: seen in both slices, or moved at once, it is there.
 #[test]
 fn s39_an_endpoint_that_moves_between_slices_is_not_lost() {
     let at_rest = |slices: &[EndpointSlice]| {
@@ -209,6 +214,7 @@ fn complete_lists_remove_what_they_do_not_hold() {
     assert_eq!(state.service_cidrs::<V4>(), [([10, 96, 0, 1].into(), 32)]);
 }
 
+/// S-115
 #[test]
 fn s115_service_cidrs_are_counted_by_object() {
     let mut state = State::default();

@@ -130,6 +130,7 @@ fn elements(deleted_elements: usize, added_elements: usize) -> Counts {
     }
 }
 
+/// S-174: the cost depends neither on the number of Services nor on that of endpoints.
 #[test]
 fn an_endpoint_more_or_less() {
     for size @ (_, endpoints) in SIZES {
@@ -146,6 +147,7 @@ fn an_endpoint_more_or_less() {
     }
 }
 
+/// S-174
 #[test]
 fn an_endpoint_replaced() {
     for size @ (_, endpoints) in SIZES {
@@ -158,6 +160,7 @@ fn an_endpoint_replaced() {
     }
 }
 
+/// S-174
 #[test]
 fn an_endpoint_of_a_service_with_every_kind_of_address() {
     for size @ (_, endpoints) in SIZES {
@@ -184,6 +187,21 @@ fn the_first_and_the_last_endpoint() {
         ..elements(1, 2)
     };
     assert_eq!(first_added, expected);
+}
+
+/// S-20: whatever changed since the last sync goes to the kernel in one transaction.
+#[test]
+fn s20_a_sync_is_one_transaction() {
+    let mut lab = Lab::new((10, 3), web());
+    let commits = lab.syncer.kernel().commits.len();
+    lab.node.masquerade_all = true;
+    lab.cost_of(|state| {
+        state.delete_service(&service_name("other-1"));
+        state.apply_service(web_everywhere());
+        state.apply_slice(web_slice([7, 8]));
+        state.apply_service_cidr("kubernetes", common::both_ranges("10.96.0.0/16"));
+    });
+    assert_eq!(lab.syncer.kernel().commits.len(), commits + 1);
 }
 
 #[test]
@@ -217,6 +235,7 @@ fn all_endpoints_roll() {
     assert_eq!(total, 8 * endpoints);
 }
 
+/// S-174: the cost is that of its own endpoints.
 #[test]
 fn a_service_more_or_less() {
     for size @ (_, endpoints) in SIZES {
@@ -251,6 +270,7 @@ fn an_address_or_port_more() {
     assert_eq!(policy, elements(1, 2));
 }
 
+/// S-19, S-39
 #[test]
 fn what_changes_no_rule_sends_nothing() {
     let mut lab = Lab::new((2000, 100), web());

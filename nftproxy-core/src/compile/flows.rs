@@ -51,6 +51,32 @@ pub struct Keep<F: Family> {
     pub sources: Option<Box<[(F::Address, u8)]>>,
 }
 
+impl<F: Family> StaleFlows<F> {
+    /// Whether a flow to this destination is one that must not stay. `reply_source` is where its
+    /// answers come from: an endpoint, or the destination itself if nobody led it anywhere.
+    pub fn condemn(
+        &self,
+        source: F::Address,
+        is_answered: bool,
+        reply_source: (F::Address, u16),
+    ) -> bool {
+        let Self {
+            address,
+            port,
+            keep,
+        } = self;
+        if !is_answered && !keep.allows(source) {
+            return true;
+        }
+        if keep.serving.is_empty() {
+            return reply_source != (*address, port.get());
+        }
+        let leads_to =
+            |endpoint: &EndpointAddress<F>| reply_source == (endpoint.address, endpoint.port.get());
+        !keep.serving.iter().any(leads_to)
+    }
+}
+
 impl<F: Family> Default for Keep<F> {
     fn default() -> Self {
         Self {

@@ -3,6 +3,9 @@
 //! Names and addresses come from small pools, so that Services often want the same address, share
 //! endpoints, and slices move between Services.
 
+use std::num::NonZeroU32;
+
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -13,8 +16,8 @@ use nftproxy_core::model::{
 };
 
 use crate::common::{
-    NODE_IP, SECOND_NODE_IP, both, both_ranges, mk_node, mk_service, mk_slice, only, service_name,
-    slice_name,
+    NODE_IP, OTHER_NODE_IP, SECOND_NODE_IP, both, both_ranges, mk_node, mk_service, mk_slice, only,
+    service_name, slice_name,
 };
 
 const SERVICES: [&str; 5] = ["a", "b", "c", "d", "unknown"];
@@ -28,20 +31,24 @@ pub(crate) const VIRTUAL_ADDRESSES: [&str; 6] = [
     "203.0.113.1",
     SECOND_NODE_IP,
 ];
-/// The ports of a Service: names differ, and so do numbers of one protocol.
-const PORTS: [&[&str]; 8] = [
+/// The ports of a Service: names differ, and so do numbers of one protocol. Some are the number of
+/// a NodePort.
+const PORTS: [&[&str]; 10] = [
     &[],
     &["80/tcp"],
     &["80/udp"],
+    &["30080/udp"],
     &["x 80/tcp"],
+    &["x 80/udp", "y 30080/tcp"],
     &["x 80/tcp", "y 81/tcp"],
     &["x 81/tcp", "y 80/tcp"],
     &["x 80/tcp", "y 80/udp"],
     &["x 80/udp", "y 80/tcp", "z 81/tcp"],
 ];
 const NODE_PORTS: [&str; 4] = ["", "", " 30080", " 30081"];
-const SLICE_PORTS: [&str; 6] = [
+const SLICE_PORTS: [&str; 7] = [
     "8080/tcp",
+    "8080/udp",
     "x 8080/tcp",
     "x 8081/tcp",
     "x 8080/udp",
@@ -76,6 +83,20 @@ const HINTS: [&str; 6] = [
     " zone-b for-another-node",
 ];
 
+/// Source ranges of both families that hold each other, touch, or are everything by halves.
+const SOURCE_RANGES: [[&str; 2]; 9] = [
+    ["192.0.2.0/24", "fd00::c000:200/120"],
+    ["192.0.2.0/25", "fd00::c000:200/121"],
+    ["192.0.2.128/25", "fd00::c000:280/121"],
+    ["192.0.2.1/32", "fd00::c000:201/128"],
+    ["10.244.1.0/24", "fd00::af4:100/120"],
+    ["192.168.0.0/28", "fd00::c0a8:0/124"],
+    ["0.0.0.0/1", "::/1"],
+    ["128.0.0.0/1", "8000::/1"],
+    ["0.0.0.0/0", "::/0"],
+];
+const AFFINITY: [Option<NonZeroU32>; 4] = [None, None, NonZeroU32::new(90), NonZeroU32::new(10800)];
+
 /// Something that happens to a cluster or to this node.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
@@ -100,6 +121,13 @@ impl Event {
             Self::ServiceCidr(name, None) => state.delete_service_cidr(name),
             Self::Node(new) => *node = new,
         }
+    }
+
+    /// As [`Event::apply`], but of the node changes only what no configuration fixes.
+    pub(crate) fn apply_while_running(&self, state: &mut State, node: &mut Node) {
+        let mut changed = node.clone();
+        self.apply(state, &mut changed);
+        (node.zone, node.ips) = (changed.zone, changed.ips);
     }
 }
 
@@ -147,16 +175,16 @@ fn service() -> impl Strategy<Value = Service> {
             0..3_i64,
         ),
         (select(&PORTS[..]), node_ports),
-        (addresses(), addresses()),
-        (policy(), policy()),
+        (addresses(), addresses(), source_ranges()),
+        (policy(), policy(), select(&AFFINITY[..])),
         select(&[(true, true), (true, true), (true, false), (false, true)][..]),
     )
         .prop_map(
             |(
                 (name, cluster_ip, created),
                 (ports, node_ports),
-                (external, ingress),
-                policies,
+                (external, ingress, source_ranges),
+                (internal_policy, external_policy, affinity),
                 families,
             )| {
                 let ports: Vec<_> = ports
@@ -169,13 +197,30 @@ fn service() -> impl Strategy<Value = Service> {
                 service.created = created;
                 service.external_ips = external.into_iter().flat_map(both).collect();
                 service.load_balancer_ips = ingress.into_iter().flat_map(both).collect();
-                service.internal_traffic_policy = policies.0;
-                service.external_traffic_policy = policies.1;
+                service.source_ranges = source_ranges;
+                service.internal_traffic_policy = internal_policy;
+                service.external_traffic_policy = external_policy;
+                service.session_affinity = affinity;
                 service.cluster_ips.v4 = service.cluster_ips.v4.filter(|_| families.0);
                 service.cluster_ips.v6 = service.cluster_ips.v6.filter(|_| families.1);
                 service
             },
         )
+}
+
+/// Most Services have none; those of others are of one family or of both, in any order, and some
+/// twice.
+fn source_ranges() -> impl Strategy<Value = Box<[IpNet]>> {
+    let families = subsequence(vec![0, 1], 1..=2);
+    let narrow = vec(select(&SOURCE_RANGES[..6]), 1..5);
+    let any = vec(select(&SOURCE_RANGES[..]), 1..5);
+    let ranges = prop_oneof![3 => Just(Vec::new()), 3 => narrow, 1 => any];
+    (ranges, families).prop_map(|(ranges, families)| {
+        let texts = ranges
+            .iter()
+            .flat_map(|range| families.iter().map(|family| range[*family]));
+        texts.map(|text| text.parse().unwrap()).collect()
+    })
 }
 
 /// Slices of the two families have names of their own, as a slice's family cannot change.
@@ -225,10 +270,12 @@ pub(crate) fn node() -> impl Strategy<Value = Node> {
         DetectLocal::BridgeInterface("veth1".into()),
         DetectLocal::InterfaceNamePrefix("veth".into()),
     ];
-    (zone, addresses, any::<Index>(), any::<bool>()).prop_map(
-        move |(zone, addresses, detector, masquerade_all)| {
+    let ips = subsequence(&[NODE_IP, OTHER_NODE_IP][..], 0..=1);
+    (zone, ips, addresses, any::<Index>(), any::<bool>()).prop_map(
+        move |(zone, ips, addresses, detector, masquerade_all)| {
             let mut node = Node {
                 zone: zone.map(Into::into),
+                ips: ips.into_iter().flat_map(both).collect(),
                 detect_local: detector.get(&detectors).clone(),
                 masquerade_all,
                 ..mk_node()

@@ -5,27 +5,32 @@
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
+mod flows;
+mod memory;
 mod oracle;
+mod packet;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::sample::select;
+use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-use cluster::{ENDPOINTS, Event, VIRTUAL_ADDRESSES, cluster, event, node, state_of};
-use common::{NODE_IP, OTHER_NODE_IP, SECOND_NODE_IP, Twin, is_local};
+use cluster::{Event, cluster, event, node, state_of};
+use common::{Twin, is_local};
 use nftproxy_core::apply::fake::FakeKernel;
 use nftproxy_core::apply::{ApplyError, Committed, Kernel};
-use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::compile::{Compiled, Features, compile, skeleton};
 use nftproxy_core::diff::{Counts, Delta, Observed, diff};
 use nftproxy_core::model::{Family, Node, ServiceName, State, V4, V6};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
-use nftproxy_core::ruleset::name::{Pick, SlotMap};
+use nftproxy_core::ruleset::name::{ChainName, Pick, SlotMap};
 use nftproxy_core::sync::Syncer;
-use nftproxy_core::trace::{Packet, possible, trace};
+use nftproxy_core::trace::{possible, trace};
+use packet::{PacketChoice, connection, packet};
 
 fn config(cases: u32) -> Config {
     let regressions = "tests/properties/regressions.txt";
@@ -83,6 +88,48 @@ fn assert_same<F: Family>(actual: &FamilyRuleset<F>, desired: &FamilyRuleset<F>)
         surplus.is_empty() && missing.is_empty(),
         "surplus {surplus:#?}, missing {missing:#?}"
     );
+}
+
+/// The desired ruleset with the chains of affinity that the actual one has left over, for the next
+/// Service that wants them.
+fn with_leftovers<F: Family>(
+    desired: &FamilyRuleset<F>,
+    actual: &FamilyRuleset<F>,
+    state: &State,
+    node: &Node,
+) -> FamilyRuleset<F> {
+    let mut desired = desired.clone();
+    let chains = &mut desired.skeleton.chains;
+    if actual.skeleton.chains.contains_key(&ChainName::Input) {
+        let features = Features {
+            source_ranges: chains.contains_key(&ChainName::PreroutingSourceRanges),
+            affinity: timeouts(actual),
+        };
+        *chains = skeleton::<F>(node, &state.service_cidrs::<F>(), &features).chains;
+    } else {
+        // A restart took the base chains away, which are the ones that cost anything.
+        let left = actual
+            .skeleton
+            .chains
+            .iter()
+            .filter(|(chain, _)| is_spare(**chain));
+        chains.extend(left.map(|(chain, rules)| (*chain, rules.clone())));
+    }
+    desired
+}
+
+/// Whether a chain may be there though nothing leads to it.
+fn is_spare(chain: ChainName) -> bool {
+    matches!(chain, ChainName::Remember | ChainName::RememberFor(_))
+}
+
+/// For how long something may be remembered.
+fn timeouts<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<NonZeroU32> {
+    let seconds = |chain: &ChainName| match chain {
+        ChainName::RememberFor(seconds) => Some(*seconds),
+        _ => None,
+    };
+    ruleset.skeleton.chains.keys().filter_map(seconds).collect()
 }
 
 /// A kernel whose next operations can be made to fail.
@@ -205,9 +252,10 @@ fn step_family<F: Family>(
         return;
     }
     let actual = syncer.kernel().kernel.ruleset().unwrap();
-    assert_same(&actual, desired);
+    assert_same(&actual, &with_leftovers(desired, &actual, state, node));
     if mishap == Mishap::Cleanup {
-        syncer.delete_unused_picks().unwrap();
+        // A plain one goes after the sticky one that leads to it.
+        while syncer.delete_unused_picks().unwrap() > 0 {}
         let actual = syncer.kernel().kernel.ruleset().unwrap();
         assert_eq!(actual.picks, desired.picks);
     }
@@ -227,6 +275,11 @@ fn check_diff<F: Family>(from: &FamilyRuleset<F>, to: &FamilyRuleset<F>) {
     let mut actual = kernel.ruleset().unwrap();
     assert!(actual.picks.is_superset(&to.picks));
     actual.picks.clone_from(&to.picks);
+    // Chains that remember nothing any more are left as well.
+    actual
+        .skeleton
+        .chains
+        .retain(|chain, _| !is_spare(*chain) || to.skeleton.chains.contains_key(chain));
     assert_eq!(actual, *to);
     let observed = kernel.list().unwrap();
     assert!(diff(observed.as_ref(), to).is_empty());
@@ -246,57 +299,22 @@ fn check_packets<F: Twin>(
     }
 }
 
-/// A packet of either family.
-#[derive(Debug, Clone)]
-struct PacketChoice {
-    source: &'static str,
-    destination: &'static str,
-    protocol: u8,
-    port: u16,
-    interface: Option<&'static str>,
-}
-
-impl PacketChoice {
-    fn packet<F: Twin>(&self) -> Packet<F> {
-        Packet {
-            source: F::parse(self.source),
-            destination: F::parse(self.destination),
-            protocol: self.protocol,
-            destination_port: self.port,
-            input_interface: self.interface.map(Into::into),
-            mark: 0,
-        }
+/// Starts the proxy anew, which must find nothing to do but for chains that were left over.
+fn restart<F: Family>(
+    syncer: &Syncer<F, Flaky<F>>,
+    state: &State,
+    node: &Node,
+    desired: &FamilyRuleset<F>,
+) {
+    let kernel = syncer.kernel().kernel.clone();
+    let before = kernel.ruleset().unwrap();
+    let mut syncer = Syncer::new(kernel);
+    let counts = syncer.sync(state, node, &BTreeSet::new()).unwrap().counts;
+    let after = syncer.kernel().ruleset().unwrap();
+    assert_eq!(after.elements, before.elements);
+    if timeouts(&before) == timeouts(desired) {
+        assert_eq!(counts, Counts::default());
     }
-}
-
-fn packet() -> impl Strategy<Value = PacketChoice> {
-    let sources = [&ENDPOINTS[..], &[NODE_IP, "192.0.2.1", "192.0.2.1"]].concat();
-    let others = [
-        NODE_IP,
-        SECOND_NODE_IP,
-        OTHER_NODE_IP,
-        "127.0.0.1",
-        "10.96.9.9",
-        "10.244.1.1",
-    ];
-    let destinations = [&VIRTUAL_ADDRESSES[..], &VIRTUAL_ADDRESSES[..], &others].concat();
-    let interfaces = [None, Some("eth0"), Some("veth1"), Some("veth2")];
-    (
-        select(sources),
-        select(destinations),
-        select(&[6, 6, 6, 17, 17, 132, 1][..]),
-        select(&[80, 80, 81, 30080, 30081][..]),
-        select(interfaces.to_vec()),
-    )
-        .prop_map(
-            |(source, destination, protocol, port, interface)| PacketChoice {
-                source,
-                destination,
-                protocol,
-                port,
-                interface,
-            },
-        )
 }
 
 proptest! {
@@ -351,13 +369,9 @@ proptest! {
         for step in &steps {
             life.step(step);
         }
-        let everything = BTreeSet::new();
-        let mut v4 = Syncer::new(life.v4.kernel().kernel.clone());
-        let report = v4.sync(&life.state, &life.node, &everything).unwrap();
-        prop_assert_eq!(report.counts, Counts::default());
-        let mut v6 = Syncer::new(life.v6.kernel().kernel.clone());
-        let report = v6.sync(&life.state, &life.node, &everything).unwrap();
-        prop_assert_eq!(report.counts, Counts::default());
+        let Compiled { v4, v6, .. } = compile(&life.state, &life.node);
+        restart(&life.v4, &life.state, &life.node, &v4);
+        restart(&life.v6, &life.state, &life.node, &v6);
     }
 
     /// The table of section 4C, for any cluster and packet.
@@ -368,5 +382,47 @@ proptest! {
         let Compiled { v4, v6, .. } = compile(&state, &node);
         check_packets(&state, &node, &v4, &packets);
         check_packets(&state, &node, &v6, &packets);
+    }
+
+    /// S-96 to S-101: who comes back gets the endpoint it had, as long as that may be.
+    #[test]
+    fn clients_come_back_to_their_endpoint(
+        node in node(),
+        episodes in vec(
+            (
+                vec(event(), 0..4),
+                prop_oneof![5 => Just(false), 1 => Just(true)],
+                vec((connection(&[6, 6, 17]), any::<Index>()), 0..8),
+            ),
+            1..10,
+        ),
+    ) {
+        let mut v4 = memory::World::<V4>::new(node.clone());
+        let mut v6 = memory::World::<V6>::new(node);
+        for episode in &episodes {
+            v4.go_through(episode);
+            v6.go_through(episode);
+        }
+    }
+
+    /// S-117 to S-124: UDP flows go on unless they lead astray.
+    #[test]
+    fn flows_that_lead_astray_are_forgotten(
+        node in node(),
+        episodes in vec(
+            (
+                vec(event(), 0..4),
+                select(&[Mishap::None, Mishap::None, Mishap::Commits(2), Mishap::Restart][..]),
+                vec((connection(&[17]), any::<Index>(), any::<bool>()), 0..8),
+            ),
+            1..10,
+        ),
+    ) {
+        let mut v4 = flows::World::<V4>::new(node.clone());
+        let mut v6 = flows::World::<V6>::new(node);
+        for episode in &episodes {
+            v4.go_through(episode);
+            v6.go_through(episode);
+        }
     }
 }

@@ -1,7 +1,10 @@
-//! What should become of a packet, by reading the behaviour contract literally: sections 3 to 5,
-//! with the table of 4C as a `match`. It shares no code with the compiler, and knows no nftables.
+//! What should become of a packet, by reading the behaviour contract literally: sections 3 to 5 and
+//! 7, with the table of 4C as a `match`; and of what outlives the rules, by sections 6 and 9. It
+//! shares no code with the compiler, and knows no nftables.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
 
 use nftproxy_core::model::{
     DetectLocal, Endpoint, EndpointAddress, Locality, Node, NodeHint, NodePortAddresses, Protocol,
@@ -11,11 +14,23 @@ use nftproxy_core::trace::{Outcome, Packet};
 
 use crate::common::{Twin, is_local};
 
+/// What is to become of something that outlives the rules it was made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It must be forgotten.
+    Forgotten,
+    /// It must not be forgotten.
+    Kept,
+    /// The contract leaves it open.
+    Open,
+}
+
 /// By which of its addresses a Service port is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     ClusterIp,
     External,
+    NodePort,
 }
 
 /// S-50: who sends.
@@ -41,15 +56,18 @@ pub(crate) fn outcomes<F: Twin>(
     let Some((kind, service, port)) = addressee(state, node, packet) else {
         return [hygiene(state, packet, to_cluster_ip, marked)].into();
     };
+    if !is_allowed(node, service, kind, packet) {
+        return [Outcome::Drop].into();
+    }
     let (cluster, local) = select_endpoints::<F>(state, node, service, port);
     let (endpoints, masquerade) = match (kind, policy(kind, service), sender) {
         _ if cluster.is_empty() => return [refusal(packet)].into(),
         (Kind::ClusterIp, TrafficPolicy::Cluster, _) => (cluster, marked),
         (Kind::ClusterIp, TrafficPolicy::Local, _) => (local, marked),
-        (Kind::External, TrafficPolicy::Cluster, _) => (cluster, true),
-        (Kind::External, TrafficPolicy::Local, Sender::Pod) => (cluster, marked),
-        (Kind::External, TrafficPolicy::Local, Sender::Host) => (cluster, true),
-        (Kind::External, TrafficPolicy::Local, Sender::Far) => (local, marked),
+        (_, TrafficPolicy::Cluster, _) => (cluster, true),
+        (_, TrafficPolicy::Local, Sender::Pod) => (cluster, marked),
+        (_, TrafficPolicy::Local, Sender::Host) => (cluster, true),
+        (_, TrafficPolicy::Local, Sender::Far) => (local, marked),
     };
     if endpoints.is_empty() {
         return [Outcome::Drop].into();
@@ -65,6 +83,83 @@ pub(crate) fn outcomes<F: Twin>(
         .collect()
 }
 
+/// The timeout of session affinity that holds for a packet's destination.
+pub(crate) fn affinity<F: Twin>(
+    state: &State,
+    node: &Node,
+    packet: &Packet<F>,
+) -> Option<NonZeroU32> {
+    addressee(state, node, packet)?.1.session_affinity
+}
+
+/// The Service port that a packet is for: its Service and its name.
+pub(crate) fn addressee_name<F: Twin>(
+    state: &State,
+    node: &Node,
+    packet: &Packet<F>,
+) -> Option<String> {
+    let (_, service, port) = addressee(state, node, packet)?;
+    Some(format!("{}:{}", service.name, port.name))
+}
+
+/// S-98 to S-101: what becomes of the memory that the sender of a packet got an endpoint.
+pub(crate) fn memory<F: Twin>(
+    state: &State,
+    node: &Node,
+    packet: &Packet<F>,
+    endpoint: EndpointAddress<F>,
+) -> Fate {
+    let Some((kind, service, port)) = addressee(state, node, packet) else {
+        return Fate::Forgotten;
+    };
+    if service.session_affinity.is_none() {
+        return Fate::Forgotten;
+    }
+    let (cluster, local) = select_endpoints::<F>(state, node, service, port);
+    let (in_cluster, in_local) = (cluster.contains(&endpoint), local.contains(&endpoint));
+    match (kind, policy(kind, service)) {
+        (_, TrafficPolicy::Cluster) if in_cluster => Fate::Kept,
+        (_, TrafficPolicy::Local) if in_local => Fate::Kept,
+        // Pods and the host have it, far senders must not.
+        (Kind::External | Kind::NodePort, TrafficPolicy::Local) if in_cluster => Fate::Open,
+        _ => Fate::Forgotten,
+    }
+}
+
+/// S-119 to S-124: what becomes of a UDP flow, of which `packet` is the first, whose answers come
+/// from `reply_source`. Its destination is or was a Service's, or it was led nowhere.
+pub(crate) fn flow<F: Twin>(
+    state: &State,
+    node: &Node,
+    packet: &Packet<F>,
+    is_answered: bool,
+    reply_source: (F::Address, u16),
+) -> Fate {
+    let is_led = reply_source != (packet.destination, packet.destination_port);
+    let is_astray = match addressee(state, node, packet) {
+        // S-122 of a Service that is gone, S-123 of one that never was
+        None => is_led,
+        Some((kind, service, port)) => {
+            let serving: BTreeSet<_> = endpoints_of::<F>(state, service, port)
+                .into_iter()
+                .filter(|(_, endpoint)| endpoint.serving)
+                .map(|(at, _)| (at.address, at.port.get()))
+                .collect();
+            let may_come = is_answered || is_allowed(node, service, kind, packet);
+            match serving.is_empty() {
+                _ if !may_come => true,
+                true => is_led,
+                false => !serving.contains(&reply_source),
+            }
+        }
+    };
+    if is_astray {
+        Fate::Forgotten
+    } else {
+        Fate::Kept
+    }
+}
+
 /// What comes in for this host itself meets no postrouting hook.
 fn is_routed_on<F: Twin>(packet: &Packet<F>, destination: F::Address) -> bool {
     packet.input_interface.is_none() || !is_local::<F>(destination)
@@ -75,7 +170,7 @@ fn sender<F: Twin>(node: &Node, packet: &Packet<F>) -> Sender {
     let is_pod = match &node.detect_local {
         DetectLocal::Cidrs(cidrs) => cidrs
             .iter()
-            .any(|cidr| cidr.contains(&Into::<std::net::IpAddr>::into(packet.source))),
+            .any(|cidr| cidr.contains(&Into::<IpAddr>::into(packet.source))),
         DetectLocal::BridgeInterface(name) => interface == Some(name),
         DetectLocal::InterfaceNamePrefix(prefix) => {
             interface.is_some_and(|interface| interface.starts_with(prefix.as_str()))
@@ -93,7 +188,7 @@ fn sender<F: Twin>(node: &Node, packet: &Packet<F>) -> Sender {
 fn policy(kind: Kind, service: &Service) -> TrafficPolicy {
     match kind {
         Kind::ClusterIp => service.internal_traffic_policy,
-        Kind::External => service.external_traffic_policy,
+        Kind::External | Kind::NodePort => service.external_traffic_policy,
     }
 }
 
@@ -112,7 +207,7 @@ fn addressee<'a, F: Twin>(
             .filter(|(_, port)| port.protocol == protocol)
     };
     let claims_address = |service: &Service| {
-        let is_it = |ip: &std::net::IpAddr| F::address(*ip) == Some(packet.destination);
+        let is_it = |ip: &IpAddr| F::address(*ip) == Some(packet.destination);
         if service.cluster_ip::<F>() == Some(packet.destination) {
             Some(Kind::ClusterIp)
         } else if service.external_ips.iter().any(is_it)
@@ -139,8 +234,27 @@ fn addressee<'a, F: Twin>(
             takes_node_ports
                 && port.node_port.map(|port| port.get()) == Some(packet.destination_port)
         })
-        .map(|(service, port)| (Kind::External, service, port));
+        .map(|(service, port)| (Kind::NodePort, service, port));
     first(&mut by_address).or_else(|| first(&mut by_node_port))
+}
+
+/// S-69, S-103 to S-107, S-17: whether a Service's source ranges let a packet in.
+fn is_allowed<F: Twin>(node: &Node, service: &Service, kind: Kind, packet: &Packet<F>) -> bool {
+    let (source, destination): (IpAddr, IpAddr) = (packet.source.into(), packet.destination.into());
+    let mut ranges = service
+        .source_ranges
+        .iter()
+        .filter(|range| range.addr().is_ipv4() == source.is_ipv4())
+        .peekable();
+    let is_filtered = kind != Kind::NodePort && service.load_balancer_ips.contains(&destination);
+    if !is_filtered || ranges.peek().is_none() {
+        return true;
+    }
+    // S-105
+    let is_own_address = service.load_balancer_ips.contains(&source);
+    ranges.any(|range| {
+        range.contains(&source) || (is_own_address && node.ips.iter().any(|ip| range.contains(ip)))
+    })
 }
 
 /// S-110
@@ -158,7 +272,7 @@ fn hygiene<F: Twin>(
     marked: bool,
 ) -> Outcome<F> {
     let in_service_cidr = || {
-        let address: std::net::IpAddr = packet.destination.into();
+        let address: IpAddr = packet.destination.into();
         state.service_cidrs::<F>().iter().any(|(start, length)| {
             ipnet::IpNet::new((*start).into(), *length)
                 .unwrap()

@@ -18,7 +18,7 @@ use super::nfproto;
 use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
 use crate::apply::ApplyError;
 use crate::compile::{StaleFlows, contains};
-use crate::model::{EndpointAddress, Family, IpFamily, Protocol};
+use crate::model::{Family, IpFamily, Protocol};
 
 /// Up to so many destinations are asked for one by one, each of which makes the kernel walk its
 /// table and hand over the matching entries only; for more, it hands all UDP entries over once.
@@ -53,17 +53,7 @@ pub struct Flow<F: Family> {
 impl<F: Family> Flow<F> {
     /// Whether it is one that must not stay.
     pub fn is_stale(&self, flows: &StaleFlows<F>) -> bool {
-        if !self.is_answered && !flows.keep.allows(self.source) {
-            return true;
-        }
-        let (address, port) = self.reply_source;
-        if flows.keep.serving.is_empty() {
-            return (address, port) != (flows.address, flows.port.get());
-        }
-        let is_it = |endpoint: &EndpointAddress<F>| {
-            (endpoint.address, endpoint.port.get()) == (address, port)
-        };
-        !flows.keep.serving.iter().any(is_it)
+        flows.condemn(self.source, self.is_answered, self.reply_source)
     }
 }
 

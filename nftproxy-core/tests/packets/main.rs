@@ -6,7 +6,11 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod chains;
+#[path = "../common/mod.rs"]
 mod common;
+mod destinations;
+mod sources;
 
 use std::collections::BTreeSet;
 
@@ -19,8 +23,6 @@ use nftproxy_core::model::{
     DetectLocal, EndpointAddress, Node, Service, State, TrafficPolicy, V4, V6,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
-use nftproxy_core::ruleset::element::Element;
-use nftproxy_core::ruleset::name::{ChainName, SetName};
 use nftproxy_core::trace::{Outcome, Packet, possible, trace};
 
 /// The endpoint on this node, the sender of what "pod" sends.
@@ -28,19 +30,26 @@ const HERE: &str = "10.244.1.5";
 /// An endpoint on another node.
 const THERE: &str = "10.244.2.5";
 
-/// The line of its table, the rules it shows, who sends, what is sent where, what may become of it.
+/// The file and line it stands in, the rules it shows, who sends, what is sent where, what may become of it.
 ///
 /// Who: `pod`, `host`, `far`, or an address with an interface, or without one for this host.
 /// What: `tcp CLUSTER-IP:80` and the like; names of addresses are those of [`address`].
 /// Outcomes: `drop`, `reset`, `unreachable`, `pass`, `pass masq` or endpoints, `keep` or `masq`:
 /// `here there masq`.
-type Case = (u32, &'static str, &'static str, &'static str, &'static str);
+type Case = (
+    (&'static str, u32),
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static str,
+);
 
 macro_rules! cases {
     ($($rule:literal: $from:literal -> $to:literal => $outcome:literal,)*) => {
-        &[$((line!(), $rule, $from, $to, $outcome),)*]
+        &[$(((file!(), line!()), $rule, $from, $to, $outcome),)*]
     };
 }
+use cases;
 
 /// Traces the cases in both families.
 fn check(state: &State, node: &Node, cases: &[Case]) {
@@ -52,7 +61,7 @@ fn check(state: &State, node: &Node, cases: &[Case]) {
 
 fn check_family<F: Twin>(ruleset: &FamilyRuleset<F>, cases: &[Case]) -> Vec<String> {
     let mut failures = Vec::new();
-    for (line, rule, from, to, expected) in cases {
+    for ((file, line), rule, from, to, expected) in cases {
         let packet = packet::<F>(from, to);
         let actual = trace(ruleset, &packet, &is_local::<F>).unwrap();
         let wanted = outcomes::<F>(expected);
@@ -68,8 +77,7 @@ fn check_family<F: Twin>(ruleset: &FamilyRuleset<F>, cases: &[Case]) -> Vec<Stri
                 })
                 .collect();
             failures.push(format!(
-                "{}:{line} {rule} {}: {from} -> {to}: expected {expected}, got{}",
-                file!(),
+                "{file}:{line} {rule} {}: {from} -> {to}: expected {expected}, got{}",
                 F::FAMILY,
                 actual.concat()
             ));
@@ -175,6 +183,7 @@ fn every_address(internal: TrafficPolicy, external: TrafficPolicy, endpoints: &[
 
 use TrafficPolicy::{Cluster, Local};
 
+/// S-54, S-60, S-64, S-88
 #[test]
 fn policy_cluster_uses_all_endpoints() {
     let state = every_address(Cluster, Cluster, &[HERE, THERE]);
@@ -198,6 +207,7 @@ fn policy_cluster_uses_all_endpoints() {
     check(&state, &mk_node(), cases);
 }
 
+/// S-53, S-61, S-65, S-75, S-88, S-167
 #[test]
 fn policy_local_with_an_endpoint_here() {
     let state = every_address(Local, Local, &[HERE, THERE]);
@@ -222,6 +232,7 @@ fn policy_local_with_an_endpoint_here() {
     check(&state, &mk_node(), cases);
 }
 
+/// S-42, S-44, S-66
 #[test]
 fn policy_local_falls_back_to_what_terminates_here() {
     let state = every_address(Local, Local, &["10.244.1.5 terminating", THERE]);
@@ -237,6 +248,7 @@ fn policy_local_falls_back_to_what_terminates_here() {
     check(&state, &mk_node(), cases);
 }
 
+/// S-62, S-67, S-165: a drop, not a refusal.
 #[test]
 fn policy_local_without_an_endpoint_here() {
     let state = every_address(Local, Local, &[THERE]);
@@ -276,6 +288,7 @@ fn the_policies_do_not_touch_one_another() {
     check(&external, &mk_node(), cases);
 }
 
+/// S-63, S-68
 #[test]
 fn without_endpoints_all_are_refused() {
     let cases = cases! {
@@ -299,6 +312,7 @@ fn without_endpoints_all_are_refused() {
     }
 }
 
+/// S-79: a reset for TCP, so that S-80 does not arise there, and port unreachable for all else.
 #[test]
 fn refusals_suit_the_protocol() {
     let mut state = State::default();
@@ -312,6 +326,7 @@ fn refusals_suit_the_protocol() {
     check(&state, &mk_node(), cases);
 }
 
+/// S-70 to S-73, S-94, S-112, S-113, S-116
 #[test]
 fn addresses_and_ports_that_nobody_serves() {
     let state = every_address(Cluster, Cluster, &[THERE]);
@@ -355,6 +370,7 @@ fn a_port_of_another_protocol_is_another_port() {
     check(&state, &mk_node(), cases);
 }
 
+/// S-55, S-56, S-75, S-164
 #[test]
 fn node_ports_on_all_addresses_but_loopback() {
     let state = every_address(Cluster, Cluster, &[THERE]);
@@ -402,6 +418,7 @@ fn node_ports_on_chosen_addresses() {
     check(&every_address(Cluster, Cluster, &[THERE]), &nowhere, cases);
 }
 
+/// S-52, S-74, S-177
 #[test]
 fn without_a_detector_nobody_is_a_pod() {
     let node = Node {
@@ -660,7 +677,8 @@ fn a_family_without_cluster_ip_gets_nothing() {
 /// What is used of these endpoints for a ClusterIP, and by far clients under policy Local.
 #[track_caller]
 fn check_selection(endpoints: &[&str], cluster: &'static str, local: &'static str) {
-    let line = std::panic::Location::caller().line();
+    let caller = std::panic::Location::caller();
+    let line = (caller.file(), caller.line());
     let node = mk_node();
     let cases = [(
         line,
@@ -674,7 +692,8 @@ fn check_selection(endpoints: &[&str], cluster: &'static str, local: &'static st
     check(&every_address(Cluster, Local, endpoints), &node, &cases);
 }
 
-/// S-33, S-40 to S-49
+/// S-33, S-40 to S-49. S-48: nothing else than hints tells that they count, and they do for external
+/// destinations as well.
 #[test]
 fn endpoints_are_selected() {
     check_selection(&["10.244.2.5 unready-but-serving"], "reset", "reset");
@@ -817,24 +836,6 @@ fn slices_are_merged() {
     check(&state, &mk_node(), cases);
 }
 
-#[test]
-fn source_ranges_guard_load_balancer_addresses() {
-    let mut state = every_address(Cluster, Cluster, &[HERE]);
-    let mut service = state.service(&common::service_name("web")).unwrap().clone();
-    service.source_ranges = both_ranges("192.0.2.0/25").into();
-    state.apply_service(service);
-    let cases = cases! {
-        "S-103": "192.0.2.1 eth0" -> "tcp LB-IP:80" => "here masq",
-        "S-69": "192.0.2.200 eth0" -> "tcp LB-IP:80" => "drop",
-        "S-69": "pod" -> "tcp LB-IP:80" => "drop",
-        "S-69": "host" -> "tcp LB-IP:80" => "drop",
-        "S-104": "192.0.2.200 eth0" -> "tcp EXTERNAL-IP:80" => "here masq",
-        "S-104": "192.0.2.200 eth0" -> "tcp NODE:30080" => "here masq",
-        "S-104": "192.0.2.200 eth0" -> "tcp CLUSTER-IP:80" => "here masq",
-    };
-    check(&state, &mk_node(), cases);
-}
-
 /// S-92: foreign bits of a packet's mark do not ask for masquerading.
 #[test]
 fn other_bits_of_the_mark_mean_nothing() {
@@ -852,54 +853,4 @@ fn other_bits_of_the_mark_mean_nothing() {
             "mark {mark:#x}"
         );
     }
-}
-
-/// S-105: if the ranges hold this node's address, the load-balancer addresses themselves pass as
-/// sources; S-106: a range of everything is no filter.
-#[test]
-fn s105_s106_source_ranges_with_the_node_or_everything() {
-    let compiled = |ranges: &[&str], node_ip: &str| {
-        let mut state = State::default();
-        let mut service = mk_service("web", "10.96.0.10", &["http 80/tcp"]);
-        service.load_balancer_ips = ["203.0.113.10".parse().unwrap()].into();
-        service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
-        state.apply_service(service);
-        let node = Node {
-            ips: vec![node_ip.parse().unwrap()],
-            ..mk_node()
-        };
-        compile(&state, &node).v4
-    };
-    let allowed = |ruleset: &FamilyRuleset<V4>| -> Vec<String> {
-        let is_allowed = |element: &&Element<V4>| element.set() == SetName::AllowedSources;
-        ruleset
-            .elements
-            .iter()
-            .filter(is_allowed)
-            .map(Element::nft)
-            .collect()
-    };
-    let of = |range: &str| format!("203.0.113.10 . tcp . 80 . {range}");
-    let ranges = ["192.168.0.0/24"];
-    assert_eq!(
-        allowed(&compiled(&ranges, "192.168.0.10")),
-        [of("192.168.0.0/24"), of("203.0.113.10/32")]
-    );
-    assert_eq!(
-        allowed(&compiled(&ranges, "10.0.0.1")),
-        [of("192.168.0.0/24")]
-    );
-    let open = compiled(&["0.0.0.0/0", "192.168.0.0/24"], "10.0.0.1");
-    assert!(
-        !open
-            .elements
-            .iter()
-            .any(|element| element.set() == SetName::Restricted)
-    );
-    assert!(
-        !open
-            .skeleton
-            .chains
-            .contains_key(&ChainName::PreroutingSourceRanges)
-    );
 }
