@@ -6,6 +6,7 @@
 mod claims;
 mod counted;
 mod flows;
+mod health_check;
 mod port;
 mod skeleton;
 mod slots;
@@ -29,6 +30,7 @@ use counted::Counted;
 use port::PortRules;
 
 pub use flows::{Keep, StaleFlows};
+pub use health_check::{HealthCheck, health_check};
 pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.
