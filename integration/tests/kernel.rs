@@ -42,6 +42,7 @@ fn large(n_services: u32, n_endpoints: u32) -> State {
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
             session_affinity: None,
+            health_check_node_port: None,
             ports: Box::new([ServicePort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,

@@ -8,6 +8,8 @@ mod convert;
 mod event;
 mod flows;
 mod follow;
+mod health;
+mod health_check_node_port;
 mod logging;
 mod manifests;
 mod node;

@@ -3,6 +3,8 @@
 //! A lone event is synced at once. After a sync, none follows for the minimum sync period, and
 //! what arrives meanwhile is synced together. A failed sync is retried after the sync period, or
 //! as soon as something else changes.
+//!
+//! Others act on what a sync did, in the background: [`Followers`].
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,12 +14,14 @@ use std::time::Duration;
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::model::{self, Family, NodePortAddresses, ServiceName, State, V4, V6};
 use nftproxy_core::sync::{Report, Syncer};
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::event::Event;
 use crate::flows::{FlowFamily, Flows};
+use crate::health::Health;
+use crate::health_check_node_port;
 use crate::node::{self, NodeInfo, NodeSettings};
 
 /// How long to wait for the Node object, once all else is there.
@@ -83,6 +87,16 @@ impl Schedule {
     }
 }
 
+/// Who is told what has to be synced, and what was.
+pub(crate) struct Followers {
+    /// Forgets UDP flows.
+    pub(crate) flows: Sender<Flows>,
+    /// Serves health-check node ports.
+    pub(crate) health_check_node_ports: UnboundedSender<health_check_node_port::Update>,
+    /// Knows how long changes have waited.
+    pub(crate) health: Health,
+}
+
 /// The proxy of one node.
 pub(crate) struct Proxy<K4, K6> {
     state: State,
@@ -97,8 +111,7 @@ pub(crate) struct Proxy<K4, K6> {
     interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
     /// What that said last.
     local_ips: Vec<IpAddr>,
-    /// Who forgets UDP flows.
-    flows: Sender<Flows>,
+    followers: Followers,
     /// Derived from settings, node and addresses, and kept until one of them changes.
     node: Option<model::Node>,
     services_listed: bool,
@@ -122,39 +135,52 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         }
     }
 
-    /// Syncs, then has the flows forgotten that the change leaves behind. `local_ips` are the
-    /// addresses on this host's interfaces.
+    /// Syncs, then tells the followers. `local_ips` are the addresses on this host's interfaces.
     fn sync(
         &mut self,
         state: &State,
         node: &model::Node,
         local_ips: &[IpAddr],
-        flows: &Sender<Flows>,
+        followers: &Followers,
     ) -> Result<(), ApplyError> {
-        let dirty = std::mem::take(&mut self.dirty);
-        let family = F::FAMILY;
-        match self.syncer.sync(state, node, &dirty) {
+        match self.syncer.sync(state, node, &self.dirty) {
             Ok(report) => {
                 let recovered = std::mem::take(&mut self.failed);
-                log_report(family, &report, recovered);
-                let node_port_ips: Vec<_> = match node.node_port_addresses::<F>() {
-                    NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
-                    NodePortAddresses::All => local_ips
-                        .iter()
-                        .copied()
-                        .filter(|ip| !ip.is_loopback())
-                        .collect(),
-                };
-                let leftovers = self.syncer.take_leftovers(&node_port_ips);
-                if !leftovers.is_empty() && flows.send(F::flows(leftovers)).is_err() {
-                    warn!(%family, "stale UDP flows are no longer deleted");
-                }
+                log_report(F::FAMILY, &report, recovered);
+                followers.health.synced(F::FAMILY);
+                self.forget_flows(node, local_ips, followers);
+                self.hand_over_health_checks(state, node, followers);
+                self.dirty.clear();
                 Ok(())
             }
             Err(error) => {
                 self.failed = true;
                 Err(error)
             }
+        }
+    }
+
+    /// Has the flows forgotten that the last sync leaves behind.
+    fn forget_flows(&mut self, node: &model::Node, local_ips: &[IpAddr], followers: &Followers) {
+        let node_port_ips: Vec<_> = match node.node_port_addresses::<F>() {
+            NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
+            NodePortAddresses::All => local_ips
+                .iter()
+                .copied()
+                .filter(|ip| !ip.is_loopback())
+                .collect(),
+        };
+        let leftovers = self.syncer.take_leftovers(&node_port_ips);
+        if !leftovers.is_empty() && followers.flows.send(F::flows(leftovers)).is_err() {
+            warn!(family = %F::FAMILY, "stale UDP flows are no longer deleted");
+        }
+    }
+
+    /// Has the health-check node ports follow the last sync.
+    fn hand_over_health_checks(&self, state: &State, node: &model::Node, followers: &Followers) {
+        let update = health_check_node_port::Update::new::<F>(state, node, &self.dirty);
+        if followers.health_check_node_ports.send(update).is_err() {
+            warn!(family = %F::FAMILY, "health-check node ports no longer follow changes");
         }
     }
 
@@ -204,7 +230,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         settings: NodeSettings,
         node_info: Option<NodeInfo>,
         interface_ips: fn() -> std::io::Result<Vec<IpAddr>>,
-        flows: Sender<Flows>,
+        followers: Followers,
     ) -> Self {
         Self {
             state: State::default(),
@@ -215,7 +241,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
             node_info,
             interface_ips,
             local_ips: Vec::new(),
-            flows,
+            followers,
             node: None,
             services_listed: false,
             slices_listed: false,
@@ -241,7 +267,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
                     while let Ok(event) = events.try_recv() {
                         self.apply(event);
                     }
-                    schedule.is_pending |= self.node.is_none() || self.state.is_dirty();
+                    if self.node.is_none() || self.state.is_dirty() {
+                        schedule.is_pending = true;
+                        self.announce_change();
+                    }
                 }
                 () = sleep_until(at), if wake.is_some() => match wake {
                     Some((_, Task::Sync)) => {
@@ -272,7 +301,22 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         } else {
             NODE_PATIENCE
         };
-        (self.services_listed && self.slices_listed).then_some(started + patience)
+        self.is_listed().then_some(started + patience)
+    }
+
+    fn is_listed(&self) -> bool {
+        self.services_listed && self.slices_listed
+    }
+
+    /// Starts the clock of a change that is to be synced. What the first lists hold does not wait
+    /// before they are complete: a slow API server is no fault of the proxy.
+    fn announce_change(&self) {
+        if self.is_listed() {
+            self.followers.health.changed(V4::FAMILY);
+            if self.v6.is_some() {
+                self.followers.health.changed(V6::FAMILY);
+            }
+        }
     }
 
     fn apply(&mut self, event: Event) {
@@ -331,10 +375,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
         self.v4.dirty.extend(dirty.iter().cloned());
         let v4 = self
             .v4
-            .sync(&self.state, &node, &self.local_ips, &self.flows);
+            .sync(&self.state, &node, &self.local_ips, &self.followers);
         let v6 = self.v6.as_mut().map_or(Ok(()), |v6| {
             v6.dirty.extend(dirty);
-            v6.sync(&self.state, &node, &self.local_ips, &self.flows)
+            v6.sync(&self.state, &node, &self.local_ips, &self.followers)
         });
         let results = [v4, v6];
         self.node = Some(node);
@@ -371,12 +415,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>> Proxy<K4, K6> {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
 
     use nftproxy_core::apply::Committed;
     use nftproxy_core::apply::fake::FakeKernel;
     use nftproxy_core::diff::{Delta, Observed};
-    use nftproxy_core::model::{ClusterIps, Service, TrafficPolicy};
+    use nftproxy_core::model::{ClusterIps, IpFamily, Service, TrafficPolicy};
     use nftproxy_core::ruleset::element::Element;
     use tokio::sync::mpsc;
     use tokio::time::sleep;
@@ -391,32 +436,43 @@ mod tests {
 
     /// A fake kernel that the test can look into while the loop has it.
     #[derive(Clone, Default)]
-    struct Shared<F: Family>(Arc<Mutex<FakeKernel<F>>>);
+    struct Shared<F: Family> {
+        fake: Arc<Mutex<FakeKernel<F>>>,
+        is_broken: Arc<AtomicBool>,
+    }
 
     impl<F: Family> Shared<F> {
         fn commits(&self) -> usize {
-            self.0.lock().unwrap().commits.len()
+            self.fake.lock().unwrap().commits.len()
         }
 
         fn fail_next(&self) {
-            self.0.lock().unwrap().fail_next(nix::libc::ENOMEM);
+            self.fake.lock().unwrap().fail_next(nix::libc::ENOMEM);
+        }
+
+        /// Makes every commit fail, or none from now on.
+        fn set_broken(&self, is_broken: bool) {
+            self.is_broken.store(is_broken, Ordering::Relaxed);
         }
     }
 
     impl<F: Family> Kernel<F> for Shared<F> {
         fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
-            self.0.lock().unwrap().list()
+            self.fake.lock().unwrap().list()
         }
 
         fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
-            self.0.lock().unwrap().list_affinity()
+            self.fake.lock().unwrap().list_affinity()
         }
 
         fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
             if delta.is_empty() {
                 return Ok(Committed::default());
             }
-            self.0.lock().unwrap().commit(delta)
+            if self.is_broken.load(Ordering::Relaxed) {
+                self.fail_next();
+            }
+            self.fake.lock().unwrap().commit(delta)
         }
     }
 
@@ -424,6 +480,8 @@ mod tests {
         v4: Shared<V4>,
         v6: Shared<V6>,
         events: mpsc::Sender<Event>,
+        health_check_node_ports: mpsc::UnboundedReceiver<health_check_node_port::Update>,
+        health: Health,
     }
 
     /// A loop that runs in the background, and knows the node if it is told so.
@@ -443,11 +501,24 @@ mod tests {
         let (events, receiver) = mpsc::channel(16);
         let info = is_node_known.then_some(info);
         let (flows, _) = std::sync::mpsc::channel();
+        let (updates, health_check_node_ports) = mpsc::unbounded_channel();
+        let health = Health::new(PACE.sync_period);
+        let followers = Followers {
+            flows,
+            health_check_node_ports: updates,
+            health: health.clone(),
+        };
         let no_ips = || Ok(Vec::new());
         let kernel_v6 = Some(v6.clone());
-        let proxy = Proxy::new(v4.clone(), kernel_v6, settings, info, no_ips, flows);
+        let proxy = Proxy::new(v4.clone(), kernel_v6, settings, info, no_ips, followers);
         tokio::spawn(proxy.run(receiver, PACE));
-        Fixture { v4, v6, events }
+        Fixture {
+            v4,
+            v6,
+            events,
+            health_check_node_ports,
+            health,
+        }
     }
 
     impl Fixture {
@@ -476,6 +547,7 @@ mod tests {
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
             session_affinity: None,
+            health_check_node_port: None,
             ports: Box::new([nftproxy_core::model::ServicePort {
                 name: "".into(),
                 protocol: nftproxy_core::model::Protocol::Tcp,
@@ -558,5 +630,56 @@ mod tests {
         fixture.send(service(1)).await;
         sleep(PACE.min_sync_period + Duration::from_millis(1)).await;
         assert_eq!(fixture.v4.commits(), 1);
+    }
+
+    /// O-103, O-118: changes count against the health once they could be synced, the first too.
+    #[tokio::test(start_paused = true)]
+    async fn a_family_that_cannot_be_synced_makes_the_proxy_unhealthy() {
+        let fixture = start(true);
+        fixture.send(service(1)).await;
+        sleep(10 * PACE.sync_period).await;
+        assert!(fixture.health.is_healthy(), "the lists are not complete");
+        fixture.v4.set_broken(true);
+        fixture.complete_lists().await;
+        sleep(2 * PACE.sync_period - Duration::from_secs(1)).await;
+        assert!(fixture.health.is_healthy());
+        sleep(Duration::from_secs(1)).await;
+        assert!(!fixture.health.is_healthy());
+        fixture.v4.set_broken(false);
+        sleep(PACE.sync_period).await;
+        assert!(fixture.health.is_healthy());
+    }
+
+    /// O-120, O-122: what changed before a failed sync is handed over with the one that succeeds.
+    #[tokio::test(start_paused = true)]
+    async fn health_check_node_ports_follow_successful_syncs_only() {
+        let mut fixture = start(true);
+        fixture.complete_lists().await;
+        sleep(Duration::from_secs(10)).await;
+        let handed_over = |fixture: &mut Fixture| {
+            let updates = &mut fixture.health_check_node_ports;
+            let mut changed = Vec::new();
+            while let Ok(update) = updates.try_recv() {
+                if update.family == IpFamily::V4 {
+                    changed.push(update.changed.len());
+                }
+            }
+            changed
+        };
+        assert_eq!(handed_over(&mut fixture), [0], "there is no Service yet");
+
+        fixture.v4.set_broken(true);
+        for number in [1, 2] {
+            fixture.send(service(number)).await;
+            sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(handed_over(&mut fixture), [0_usize; 0]);
+        fixture.v4.set_broken(false);
+        fixture.send(service(3)).await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(handed_over(&mut fixture), [3]);
+        fixture.send(service(4)).await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(handed_over(&mut fixture), [1]);
     }
 }

@@ -97,6 +97,7 @@ pub fn service(object: &core::Service, problems: &mut Vec<Problem>) -> Option<Se
         internal_traffic_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_traffic_policy: external_traffic_policy(spec),
         session_affinity: session_affinity(spec),
+        health_check_node_port: health_check_node_port(spec),
         ports: spec
             .ports
             .iter()
@@ -204,6 +205,14 @@ fn external_traffic_policy(spec: &ServiceSpec) -> TrafficPolicy {
     } else {
         TrafficPolicy::Cluster
     }
+}
+
+/// Load balancers need to know only under policy `Local` which nodes can serve.
+fn health_check_node_port(spec: &ServiceSpec) -> Option<NonZeroU16> {
+    let is_load_balancer = spec.type_.as_deref() == Some("LoadBalancer");
+    let is_local = external_traffic_policy(spec) == TrafficPolicy::Local;
+    let port = spec.health_check_node_port.and_then(port_number)?;
+    (is_load_balancer && is_local).then_some(port)
 }
 
 fn session_affinity(spec: &ServiceSpec) -> Option<NonZeroU32> {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU16;
 
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use nftproxy_core::k8s::{self, Problem};
@@ -169,6 +170,34 @@ fn s4_s12_external_policy_local_counts_only_for_what_is_external() {
 }
 
 /// S-4, S-7
+#[test]
+fn s4_s59_the_health_check_node_port_needs_a_load_balancer_with_policy_local() {
+    let local = json!({
+        "type": "LoadBalancer",
+        "externalTrafficPolicy": "Local",
+        "healthCheckNodePort": 30123,
+    });
+    for (changes, expected) in [
+        (json!({}), Some(30123)),
+        (json!({"externalTrafficPolicy": "Cluster"}), None),
+        (json!({"externalTrafficPolicy": null}), None),
+        (json!({"type": "NodePort"}), None),
+        (
+            json!({"type": "ClusterIP", "externalIPs": ["198.51.100.1"]}),
+            None,
+        ),
+        (json!({"healthCheckNodePort": null}), None),
+        (json!({"healthCheckNodePort": 0}), None),
+        (json!({"healthCheckNodePort": 65536}), None),
+        (json!({"healthCheckNodePort": -1}), None),
+    ] {
+        let mut spec = local.clone();
+        merge(&mut spec, changes.clone());
+        let port = service(json!({"spec": spec})).health_check_node_port;
+        assert_eq!(port.map(NonZeroU16::get), expected, "{changes}");
+    }
+}
+
 #[test]
 fn s4_other_fields_act_whatever_the_type() {
     let service = service(json!({

@@ -1,5 +1,5 @@
 //! The state of the cluster: what is in it depends on the last word about each object, not on the
-//! order in which things were said; and which changes mean work.
+//! order in which things were said; which changes mean work; and what health checks make of it.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
@@ -7,9 +7,9 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{mk_node, mk_service, mk_slice, service_name, slice_name};
-use nftproxy_core::compile::compile;
-use nftproxy_core::model::{EndpointSlice, State, V4, V6};
+use common::{mk_node, mk_service, mk_slice, port, service_name, slice_name};
+use nftproxy_core::compile::{compile, health_check};
+use nftproxy_core::model::{EndpointSlice, Family, Service, State, V4, V6};
 
 fn web_slice(name: &str, endpoints: &[&str]) -> EndpointSlice {
     mk_slice::<V4>(name, "web", &["8080/tcp"], endpoints)
@@ -235,4 +235,95 @@ fn s115_service_cidrs_are_counted_by_object() {
         BTreeSet::new(),
         "no Service's elements depend on it"
     );
+}
+
+/// A Service with two ports and a health-check node port.
+fn web_with_health_check() -> Service {
+    Service {
+        health_check_node_port: Some(port(30123)),
+        ..mk_service("web", "10.96.0.10", &["http 80/tcp", "dns 53/udp"])
+    }
+}
+
+/// What the health check of Service `web` counts in a family.
+fn n_local_ready<F: Family>(state: &State) -> usize {
+    let check = health_check::<F>(state, &service_name("web")).unwrap();
+    assert_eq!(check.port, port(30123));
+    check.n_local_ready
+}
+
+#[test]
+fn s59_o122_health_checks_count_local_ready_endpoints() {
+    for (expected, endpoints) in [
+        (0, &[][..]),
+        (2, &["10.244.1.5", "10.244.1.6"]),
+        (1, &["10.244.1.5", "10.244.2.5"]),
+        (0, &["10.244.1.5 no-node"]),
+        (0, &["10.244.1.5 unready", "10.244.1.6 unready-but-serving"]),
+        // They get traffic where there are no others (S-66), and are not counted for all that.
+        (0, &["10.244.1.5 terminating"]),
+        (1, &["10.244.1.5", "10.244.1.6 terminating"]),
+        // Whatever is ready counts, and hints do not.
+        (1, &["10.244.1.5 terminating-but-ready"]),
+        (1, &["10.244.1.5 for-another-node zone-b"]),
+    ] {
+        let mut state = State::default();
+        state.apply_service(web_with_health_check());
+        common::apply_slices(&mut state, "web", "web", &["http 8080/tcp"], endpoints);
+        assert_eq!(n_local_ready::<V4>(&state), expected, "{endpoints:?}");
+        assert_eq!(n_local_ready::<V6>(&state), expected, "{endpoints:?}");
+    }
+}
+
+/// S-6
+#[test]
+fn o122_health_checks_count_each_address_once_per_family() {
+    let mut state = State::default();
+    state.apply_service(web_with_health_check());
+    let mut apply = |name: &str, ports: &[&str], endpoints: &[&str]| {
+        state.apply_slice(mk_slice::<V4>(name, "web", ports, endpoints));
+        n_local_ready::<V4>(&state)
+    };
+    let (both, http) = (["http 8080/tcp", "dns 53/udp"], ["http 8080/tcp"]);
+    assert_eq!(apply("1", &both, &["10.244.1.5", "10.244.1.6"]), 2);
+    assert_eq!(apply("2", &http, &["10.244.1.6", "10.244.1.7"]), 3);
+    assert_eq!(apply("3", &["http 8081/tcp"], &["10.244.1.5"]), 3);
+    assert_eq!(apply("4", &["dns 53/udp"], &["10.244.1.8"]), 4);
+    assert_eq!(
+        apply("5", &["metrics 9090/tcp"], &["10.244.1.9"]),
+        4,
+        "the Service has no such port"
+    );
+    assert_eq!(n_local_ready::<V6>(&state), 0);
+}
+
+/// S-30: the copy that does not terminate is believed, in whatever slice it is.
+#[test]
+fn s30_health_checks_believe_the_same_copy_as_rules_do() {
+    let copies = ["10.244.1.5 terminating-but-ready", "10.244.1.5 unready"];
+    for (first, second) in [(copies[0], copies[1]), (copies[1], copies[0])] {
+        let mut state = State::default();
+        state.apply_service(web_with_health_check());
+        let ports = ["http 8080/tcp"];
+        state.apply_slice(mk_slice::<V4>("1", "web", &ports, &[first]));
+        state.apply_slice(mk_slice::<V4>("2", "web", &ports, &[second]));
+        assert_eq!(n_local_ready::<V4>(&state), 0, "{first}, then {second}");
+    }
+}
+
+/// S-5, S-59
+#[test]
+fn s5_a_family_without_cluster_ip_has_no_health_check() {
+    let mut state = State::default();
+    let name = service_name("web");
+    assert_eq!(health_check::<V4>(&state, &name), None);
+    state.apply_service(web());
+    assert_eq!(health_check::<V4>(&state, &name), None);
+    let mut service = web_with_health_check();
+    service.cluster_ips.v6 = None;
+    state.take_dirty();
+    state.apply_service(service);
+    assert_eq!(dirty(&mut state), ["default/web"], "it is work to do");
+    assert!(health_check::<V4>(&state, &name).is_some());
+    assert_eq!(health_check::<V6>(&state, &name), None);
 }

@@ -11,6 +11,7 @@ mod affinity;
 mod bed;
 mod changes;
 mod flows;
+mod health;
 mod others;
 mod sources;
 mod table;

@@ -13,9 +13,10 @@ use tracing::info;
 use crate::args::RunArgs;
 use crate::config::Settings;
 use crate::follow::{Converter, follow};
+use crate::health::Health;
 use crate::manifests::{self, Source};
-use crate::run_loop::{Pace, Proxy};
-use crate::{addresses, flows, node, platform, watch};
+use crate::run_loop::{Followers, Pace, Proxy};
+use crate::{addresses, flows, health_check_node_port, node, platform, watch};
 
 /// Events that may wait for a sync to finish; whoever has more waits with them.
 const EVENT_QUEUE: usize = 1024;
@@ -63,13 +64,19 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         };
         addresses::watch(sender).context("watching the addresses of this host")?;
 
+        let health = Health::new(settings.sync_period);
+        let followers = Followers {
+            flows: flows::start().context("opening connection tracking")?,
+            health_check_node_ports: health_check_node_port::start(health.clone()),
+            health,
+        };
         let proxy = Proxy::new(
             kernels.v4,
             kernels.v6,
             super::node_settings(settings),
             node_info,
             node::interface_ips,
-            flows::start().context("opening connection tracking")?,
+            followers,
         );
         let pace = Pace {
             min_sync_period: settings.min_sync_period,

@@ -6,6 +6,7 @@
 mod claims;
 mod counted;
 mod flows;
+mod health_check;
 mod port;
 mod skeleton;
 mod slots;
@@ -30,6 +31,7 @@ use port::PortRules;
 
 pub(crate) use flows::contains;
 pub use flows::{Keep, Leftovers, StaleFlows};
+pub use health_check::{HealthCheck, health_check};
 pub use skeleton::{Features, pick as pick_rules, skeleton};
 
 /// The rulesets of both families, and what could not be put into them.

@@ -23,9 +23,9 @@ pub(super) struct Usable<F: Family> {
 }
 
 /// One copy of an endpoint.
-struct Candidate<'a, F: Family> {
-    at: EndpointAddress<F>,
-    endpoint: &'a Endpoint<F>,
+pub(super) struct Candidate<'a, F: Family> {
+    pub(super) at: EndpointAddress<F>,
+    pub(super) endpoint: &'a Endpoint<F>,
 }
 
 impl<F: Family> Candidate<'_, F> {
@@ -105,7 +105,7 @@ pub(super) fn usable<'a, F: Family>(
 }
 
 /// All endpoints of the port, the best copy of each, in order of address and port.
-fn candidates<'a, F: Family>(
+pub(super) fn candidates<'a, F: Family>(
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointSlice>,
 ) -> Vec<Candidate<'a, F>> {

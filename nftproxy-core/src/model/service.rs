@@ -23,6 +23,13 @@ impl ServiceName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Namespace and name.
+    pub fn parts(&self) -> (&str, &str) {
+        self.0
+            .split_once('/')
+            .expect("every name is made with a slash")
+    }
 }
 
 impl fmt::Display for ServiceName {
@@ -101,7 +108,7 @@ pub struct ClusterIps {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// What rules can depend on of a v1 Service that is to be proxied.
+/// What a proxy's work can depend on of a v1 Service that is to be proxied.
 ///
 /// Equality decides whether an update means any work, so nothing else belongs here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +132,9 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// `spec.sessionAffinity: ClientIP` with its timeout in seconds.
     pub session_affinity: Option<NonZeroU32>,
+    /// `spec.healthCheckNodePort`, `None` where Kubernetes ignores the field. It makes no rules: a
+    /// listener tells whether this node has ready endpoints.
+    pub health_check_node_port: Option<NonZeroU16>,
     /// `spec.ports`.
     pub ports: Box<[ServicePort]>,
 }

@@ -127,6 +127,7 @@ pub(crate) fn mk_service(name: &str, cluster_ip: &str, ports: &[&str]) -> Servic
         internal_traffic_policy: TrafficPolicy::Cluster,
         external_traffic_policy: TrafficPolicy::Cluster,
         session_affinity: None,
+        health_check_node_port: None,
         ports: ports.iter().map(|text| service_port(text)).collect(),
     }
 }

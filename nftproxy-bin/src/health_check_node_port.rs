@@ -1,0 +1,567 @@
+//! Answers on the health-check node ports of Services: has this node ready endpoints for them?
+//!
+//! A task of its own owns the listeners and is told by [`Update`] what they are to be, so that no
+//! sync waits for a socket. It knows nothing of rules, nor of how endpoints are counted. Read
+//! [`start`] first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::{Response, StatusCode};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use nftproxy_core::compile::{HealthCheck, health_check};
+use nftproxy_core::model::{Family, IpFamily, Node, NodePortAddresses, ServiceName, State};
+use nix::sys::socket::{setsockopt, sockopt};
+use serde::Serialize;
+use serde_json::ser::PrettyFormatter;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, warn};
+
+use crate::health::Health;
+
+const ENDPOINT_WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 128;
+/// Connections that a listener serves at a time; others wait.
+const MAX_CONNECTIONS: usize = 128;
+/// A client that has not asked and read by then is cut off.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
+/// How long to wait when no connection can be accepted, for want of file descriptors say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a successful sync of a family means for its health-check node ports.
+#[derive(Debug)]
+pub(crate) struct Update {
+    pub(crate) family: IpFamily,
+    /// Where to listen, wildcards included.
+    pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Services that may have changed, with what they want now.
+    pub(crate) changed: Vec<(ServiceName, Option<HealthCheck>)>,
+}
+
+impl Update {
+    /// `changed` are the Services that may have changed since the update before.
+    pub(crate) fn new<F: Family>(
+        state: &State,
+        node: &Node,
+        changed: &BTreeSet<ServiceName>,
+    ) -> Self {
+        let any: IpAddr = match F::FAMILY {
+            IpFamily::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            IpFamily::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self {
+            family: F::FAMILY,
+            addresses: match node.node_port_addresses::<F>() {
+                NodePortAddresses::All => [any].into(),
+                NodePortAddresses::Only(ips) => ips.clone(),
+            },
+            changed: changed
+                .iter()
+                .map(|name| (name.clone(), health_check::<F>(state, name)))
+                .collect(),
+        }
+    }
+}
+
+/// Starts the task on the current runtime. It ends when all senders are gone.
+pub(crate) fn start(health: Health) -> UnboundedSender<Update> {
+    let (sender, receiver) = unbounded_channel();
+    tokio::spawn(run(health, receiver));
+    sender
+}
+
+async fn run(health: Health, mut updates: UnboundedReceiver<Update>) {
+    let mut v4 = Ports::new(IpFamily::V4, health.clone());
+    let mut v6 = Ports::new(IpFamily::V6, health);
+    while let Some(update) = updates.recv().await {
+        match update.family {
+            IpFamily::V4 => v4.apply(update).await,
+            IpFamily::V6 => v6.apply(update).await,
+        }
+    }
+}
+
+/// The health-check node ports of one family.
+struct Ports {
+    family: IpFamily,
+    health: Health,
+    addresses: BTreeSet<IpAddr>,
+    services: BTreeMap<ServiceName, Port>,
+}
+
+impl Ports {
+    fn new(family: IpFamily, health: Health) -> Self {
+        Self {
+            family,
+            health,
+            addresses: BTreeSet::new(),
+            services: BTreeMap::new(),
+        }
+    }
+
+    /// Makes everything as the update has it, and tries again what has failed before.
+    async fn apply(&mut self, update: Update) {
+        let mut may_be_nowhere = self.addresses != update.addresses;
+        self.addresses = update.addresses;
+        // All ports that are given up come first, as another Service may have one of them now.
+        for (service, wanted) in update.changed {
+            match (self.services.get(&service), wanted) {
+                (Some(port), Some(wanted)) if port.number == wanted.port => {
+                    port.answer.set_n_local_endpoints(wanted.n_local_ready);
+                }
+                (_, wanted) => {
+                    if let Some(mut gone) = self.services.remove(&service) {
+                        let (family, port) = (self.family, gone.number);
+                        debug!(%family, %service, port, "Closing healthcheck");
+                        gone.close().await;
+                    }
+                    if let Some(wanted) = wanted {
+                        may_be_nowhere = true;
+                        let port = Port::new(&service, wanted, self.health.clone());
+                        self.services.insert(service, port);
+                    }
+                }
+            }
+        }
+        for (service, port) in &mut self.services {
+            port.listen_at(&self.addresses, self.family, service).await;
+        }
+        if may_be_nowhere && self.addresses.is_empty() && !self.services.is_empty() {
+            warn!(
+                family = %self.family, services = ?self.services.keys(),
+                "no address of this node accepts NodePorts, so health-check node ports are not served"
+            );
+        }
+    }
+}
+
+/// The health-check node port of one Service.
+struct Port {
+    number: NonZeroU16,
+    answer: Arc<Answer>,
+    /// One for each address, or none if it has failed.
+    listeners: Listeners,
+}
+
+/// Listeners by their addresses.
+type Listeners = BTreeMap<IpAddr, JoinHandle<()>>;
+
+impl Port {
+    fn new(service: &ServiceName, wanted: HealthCheck, health: Health) -> Self {
+        Self {
+            number: wanted.port,
+            answer: Arc::new(Answer {
+                service: service.clone(),
+                n_local_endpoints: wanted.n_local_ready.into(),
+                health,
+            }),
+            listeners: Listeners::new(),
+        }
+    }
+
+    /// Listens at these addresses and no others; if that fails at one of them, nowhere.
+    async fn listen_at(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        family: IpFamily,
+        service: &ServiceName,
+    ) {
+        if self.listeners.keys().eq(addresses) {
+            return;
+        }
+        let port = self.number;
+        debug!(%family, %service, port, ?addresses, "Opening healthcheck");
+        let (kept, gone) = std::mem::take(&mut self.listeners)
+            .into_iter()
+            .partition(|(ip, _)| addresses.contains(ip));
+        self.listeners = kept;
+        close(gone).await;
+        for ip in addresses {
+            if self.listeners.contains_key(ip) {
+                continue;
+            }
+            match listen((*ip, port.get()).into()) {
+                Ok(listener) => {
+                    let task = tokio::spawn(serve(listener, self.answer.clone()));
+                    self.listeners.insert(*ip, task);
+                }
+                Err(error) => {
+                    error!(
+                        %family, %service, port, %ip, %error,
+                        "Failed to start healthcheck; retrying at the next sync"
+                    );
+                    return self.close().await;
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) {
+        close(std::mem::take(&mut self.listeners)).await;
+    }
+}
+
+/// Ends listeners with their connections. When it is done, their ports are free.
+async fn close(listeners: Listeners) {
+    for listener in listeners.into_values() {
+        listener.abort();
+        // It was cancelled, and says so.
+        let _ = listener.await;
+    }
+}
+
+/// Listens on a socket for one family, even where the address is that of all.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => {
+            let socket = TcpSocket::new_v6()?;
+            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+            socket
+        }
+    };
+    // Connections of before must not keep the port from being used again.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Answers on a listener until it is aborted, which ends its connections as well.
+async fn serve(listener: TcpListener, answer: Arc<Answer>) {
+    let mut connections = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, answer.clone()))),
+            Err(error) => {
+                debug!(service = %answer.service, %error, "a health check cannot be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= MAX_CONNECTIONS {
+            connections.join_next().await;
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, answer: Arc<Answer>) {
+    let respond = service_fn(|_| {
+        let response = answer.response();
+        async { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .title_case_headers(true)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), respond);
+    // A client that is slow, or speaks something else, is no concern of ours.
+    let _ = timeout(CONNECTION_LIFETIME, connection).await;
+}
+
+/// What a Service's listeners say, whatever they are asked.
+struct Answer {
+    service: ServiceName,
+    n_local_endpoints: AtomicUsize,
+    health: Health,
+}
+
+/// The body of an answer. It is that of kube-proxy to the byte, as somebody may read it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    service: BodyService<'a>,
+    local_endpoints: usize,
+    service_proxy_healthy: bool,
+}
+
+#[derive(Serialize)]
+struct BodyService<'a> {
+    namespace: &'a str,
+    name: &'a str,
+}
+
+impl Answer {
+    fn set_n_local_endpoints(&self, n: usize) {
+        self.n_local_endpoints.store(n, Ordering::Relaxed);
+    }
+
+    fn response(&self) -> Response<String> {
+        let n_local_endpoints = self.n_local_endpoints.load(Ordering::Relaxed);
+        let is_healthy = self.health.is_healthy();
+        let mut response = Response::new(self.body(n_local_endpoints, is_healthy));
+        if n_local_endpoints == 0 || !is_healthy {
+            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        response.headers_mut().extend([
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+            (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+            (ENDPOINT_WEIGHT, n_local_endpoints.into()),
+        ]);
+        response
+    }
+
+    fn body(&self, local_endpoints: usize, service_proxy_healthy: bool) -> String {
+        let (namespace, name) = self.service.parts();
+        let body = Body {
+            service: BodyService { namespace, name },
+            local_endpoints,
+            service_proxy_healthy,
+        };
+        let mut text = Vec::new();
+        let formatter = PrettyFormatter::with_indent(b"\t");
+        body.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut text, formatter,
+        ))
+        .expect("plain fields can be written to memory");
+        String::from_utf8(text).expect("JSON is UTF-8")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::advance;
+
+    use super::*;
+
+    const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+    const SECOND: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
+    const SYNC_PERIOD: Duration = Duration::from_secs(30);
+
+    fn ports(family: IpFamily) -> Ports {
+        Ports::new(family, Health::new(SYNC_PERIOD))
+    }
+
+    /// A port that nobody listens on, and that nobody is likely to be given soon.
+    fn free_port() -> NonZeroU16 {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let listener = std::net::TcpListener::bind(any).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        port.try_into().unwrap()
+    }
+
+    fn check(port: NonZeroU16, n_local_ready: usize) -> Option<HealthCheck> {
+        Some(HealthCheck {
+            port,
+            n_local_ready,
+        })
+    }
+
+    impl Ports {
+        /// Applies an update with these Services of namespace `ns`.
+        async fn update(&mut self, addresses: &[IpAddr], changed: &[(&str, Option<HealthCheck>)]) {
+            let changed = changed.iter();
+            self.apply(Update {
+                family: self.family,
+                addresses: addresses.iter().copied().collect(),
+                changed: changed
+                    .map(|(name, wanted)| (ServiceName::new("ns", name), *wanted))
+                    .collect(),
+            })
+            .await;
+        }
+    }
+
+    async fn connect(ip: IpAddr, port: NonZeroU16) -> Option<TcpStream> {
+        match TcpStream::connect((ip, port.get())).await {
+            Ok(stream) => Some(stream),
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => None,
+            Err(error) => panic!("connecting to {ip}, port {port}: {error}"),
+        }
+    }
+
+    /// The whole answer but its date.
+    async fn ask(mut stream: TcpStream, request: &str) -> String {
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let lines = answer.split_inclusive('\n');
+        lines.filter(|line| !line.starts_with("Date: ")).collect()
+    }
+
+    /// The weight that is answered; `None` if nobody listens.
+    async fn weight(ip: IpAddr, port: NonZeroU16) -> Option<usize> {
+        let answer = ask(
+            connect(ip, port).await?,
+            "GET / HTTP/1.1\r\nHost: node\r\n\r\n",
+        )
+        .await;
+        let mut lines = answer.lines();
+        let weight = lines.find_map(|line| line.strip_prefix("X-Load-Balancing-Endpoint-Weight: "));
+        Some(weight.unwrap().parse().unwrap())
+    }
+
+    const TWO_ENDPOINTS: &str = r#"{
+	"service": {
+		"namespace": "ns",
+		"name": "web"
+	},
+	"localEndpoints": 2,
+	"serviceProxyHealthy": true
+}"#;
+
+    /// O-121: byte for byte, whatever the path and method.
+    #[tokio::test]
+    async fn every_request_gets_the_same_answer() {
+        let (mut ports, port) = (ports(IpFamily::V4), free_port());
+        ports.update(&[FIRST], &[("web", check(port, 2))]).await;
+        for request in [
+            "GET /",
+            "GET /healthz?verbose",
+            "POST /",
+            "DELETE /a/b",
+            "OPTIONS *",
+        ] {
+            let request = format!("{request} HTTP/1.1\r\nHost: node\r\n\r\n");
+            let answer = ask(connect(FIRST, port).await.unwrap(), &request).await;
+            let expected = format!(
+                "HTTP/1.1 200 OK\r\n\
+                 Content-Type: application/json\r\n\
+                 X-Content-Type-Options: nosniff\r\n\
+                 X-Load-Balancing-Endpoint-Weight: 2\r\n\
+                 Connection: close\r\n\
+                 Content-Length: {}\r\n\
+                 \r\n\
+                 {TWO_ENDPOINTS}",
+                TWO_ENDPOINTS.len()
+            );
+            let sorted = |text: &str| {
+                text.split("\r\n")
+                    .map(str::to_owned)
+                    .collect::<BTreeSet<_>>()
+            };
+            assert_eq!(sorted(&answer), sorted(&expected), "{request}");
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        }
+    }
+
+    /// O-121: both families count for the health, and the weight is told whether or not it is good.
+    #[tokio::test(start_paused = true)]
+    async fn the_status_is_good_with_endpoints_and_a_healthy_proxy() {
+        let health = Health::new(SYNC_PERIOD);
+        let answer = |n: usize| Answer {
+            service: ServiceName::new("ns", "web"),
+            n_local_endpoints: n.into(),
+            health: health.clone(),
+        };
+        let check = |n: usize, status: u16, is_healthy: bool| {
+            let response = answer(n).response();
+            assert_eq!(response.status().as_u16(), status);
+            assert_eq!(response.headers()[ENDPOINT_WEIGHT], n.to_string());
+            let body: serde_json::Value = serde_json::from_str(response.body()).unwrap();
+            assert_eq!(body["localEndpoints"], n);
+            assert_eq!(body["serviceProxyHealthy"], is_healthy);
+        };
+        check(1, 200, true);
+        check(0, 503, true);
+        health.changed(IpFamily::V6);
+        advance(2 * SYNC_PERIOD).await;
+        check(1, 503, false);
+        check(0, 503, false);
+        health.synced(IpFamily::V6);
+        check(3, 200, true);
+    }
+
+    #[tokio::test]
+    async fn another_count_disturbs_no_connection() {
+        let (mut ports, port) = (ports(IpFamily::V4), free_port());
+        ports.update(&[FIRST], &[("web", check(port, 1))]).await;
+        let before = connect(FIRST, port).await.unwrap();
+        // Once a later one is answered, this one has been accepted.
+        assert_eq!(weight(FIRST, port).await, Some(1));
+        ports.update(&[FIRST], &[("web", check(port, 0))]).await;
+        ports.update(&[FIRST], &[]).await;
+        assert_eq!(weight(FIRST, port).await, Some(0));
+        let answer = ask(before, "GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.0 503 "), "{answer}");
+    }
+
+    /// O-120: a change of port closes and opens, in any order of the Services concerned.
+    #[tokio::test]
+    async fn ports_change_hands_in_one_update() {
+        let (mut ports, (a, b)) = (ports(IpFamily::V4), (free_port(), free_port()));
+        ports
+            .update(&[FIRST], &[("one", check(a, 1)), ("two", check(b, 2))])
+            .await;
+        assert_eq!(weight(FIRST, a).await, Some(1));
+        assert_eq!(weight(FIRST, b).await, Some(2));
+        ports
+            .update(&[FIRST], &[("one", check(b, 1)), ("two", check(a, 2))])
+            .await;
+        assert_eq!(weight(FIRST, a).await, Some(2));
+        assert_eq!(weight(FIRST, b).await, Some(1));
+
+        let waiting = connect(FIRST, a).await.unwrap();
+        assert_eq!(weight(FIRST, a).await, Some(2));
+        ports
+            .update(&[FIRST], &[("three", check(a, 3)), ("two", None)])
+            .await;
+        assert_eq!(weight(FIRST, a).await, Some(3));
+        let is_cut = async |mut stream: TcpStream| {
+            let read = stream.read(&mut [0; 8]).await;
+            matches!(read, Ok(0) | Err(_))
+        };
+        assert!(is_cut(waiting).await, "its listener is gone");
+        ports
+            .update(&[FIRST], &[("one", None), ("three", None)])
+            .await;
+        assert_eq!(
+            (weight(FIRST, a).await, weight(FIRST, b).await),
+            (None, None)
+        );
+    }
+
+    /// O-120: at all addresses or at none, and again at the next sync.
+    #[tokio::test]
+    async fn a_failed_bind_closes_the_service_and_is_retried() {
+        let (mut ports, (taken, free)) = (ports(IpFamily::V4), (free_port(), free_port()));
+        let occupant = std::net::TcpListener::bind((SECOND, taken.get())).unwrap();
+        let both = [FIRST, SECOND];
+        ports
+            .update(&both, &[("bad", check(taken, 1)), ("good", check(free, 2))])
+            .await;
+        assert_eq!(weight(FIRST, taken).await, None);
+        assert_eq!(weight(SECOND, free).await, Some(2));
+        ports.update(&both, &[]).await;
+        assert_eq!(weight(FIRST, taken).await, None);
+        drop(occupant);
+        ports.update(&both, &[]).await;
+        assert_eq!(weight(FIRST, taken).await, Some(1));
+        assert_eq!(weight(SECOND, taken).await, Some(1));
+    }
+
+    /// O-120
+    #[tokio::test]
+    async fn listeners_follow_the_addresses() {
+        let (mut ports, port) = (ports(IpFamily::V4), free_port());
+        ports.update(&[], &[("web", check(port, 1))]).await;
+        assert_eq!(weight(FIRST, port).await, None);
+        let any = Ipv4Addr::UNSPECIFIED.into();
+        for (addresses, at_first, at_second) in [
+            (&[FIRST][..], Some(1), None),
+            (&[FIRST, SECOND], Some(1), Some(1)),
+            (&[SECOND], None, Some(1)),
+            (&[any], Some(1), Some(1)),
+            (&[FIRST], Some(1), None),
+            (&[], None, None),
+        ] {
+            ports.update(addresses, &[]).await;
+            assert_eq!(weight(FIRST, port).await, at_first, "{addresses:?}");
+            assert_eq!(weight(SECOND, port).await, at_second, "{addresses:?}");
+        }
+    }
+}
