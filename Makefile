@@ -1,14 +1,14 @@
 # Plain `make` lists the targets.
 
 # What a Debian system needs beside Rust: to build, and for the tests and the demo.
-PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 conntrack util-linux
+PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 conntrack util-linux valgrind
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bless
+.PHONY: help setup demo test instructions check bless
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install the Debian packages that are missing
 	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs, or set CARGO"; exit 1; }
@@ -27,6 +27,10 @@ demo: setup ## see it work: namespaces, real packets, live changes (root)
 
 test: setup ## all tests, namespaces with real packets included
 	$(CARGO) test --workspace
+	$(MAKE) --no-print-directory instructions
+
+instructions: setup ## count the hot loops' instructions, which must not grow
+	$(CARGO) bench --profile instructions --package nftproxy-core --bench instructions
 
 check: setup ## formatting, lints, docs, dependencies
 	$(CARGO) fmt --check
@@ -39,3 +43,4 @@ check: setup ## formatting, lints, docs, dependencies
 bless: setup ## write the goldens anew; read the difference before committing it
 	BLESS=1 $(CARGO) test --package nftproxy-core --test golden
 	BLESS=1 $(CARGO) test --package integration --test docs
+	BLESS=1 $(MAKE) --no-print-directory instructions
