@@ -95,14 +95,13 @@ impl<F: Family> Delta<F> {
         }
     }
 
-    /// Adds what turns the fixed chains of `observed` into those of `desired`.
+    /// Adds what turns the fixed chains of `observed` into those of `desired`; see
+    /// [`changed_skeleton`] for what there is then.
     pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
-        // Only base chains cost anything when idle, and nothing can refer to them. Others are left,
-        // for the same reason as pick chains in `diff`.
         let gone = observed
             .chains
             .keys()
-            .filter(|chain| !desired.chains.contains_key(chain) && base_chain(**chain).is_some());
+            .filter(|chain| !desired.chains.contains_key(chain) && !is_left(**chain));
         self.delete_chains.extend(gone);
         for (chain, rules) in &desired.chains {
             match observed.chains.get(chain) {
@@ -113,6 +112,23 @@ impl<F: Family> Delta<F> {
             self.set_rules.push((*chain, rules.clone()));
         }
     }
+}
+
+/// Whether a fixed chain stays when it is not desired any more. Only base chains cost anything when
+/// idle, and nothing can refer to them. Others are left, for the same reason as pick chains in
+/// [`diff`].
+fn is_left(chain: ChainName) -> bool {
+    base_chain(chain).is_none()
+}
+
+/// The fixed chains that there are once those of `observed` have been changed into `desired`.
+pub(crate) fn changed_skeleton(observed: &Skeleton, mut desired: Skeleton) -> Skeleton {
+    for (chain, rules) in &observed.chains {
+        if is_left(*chain) && !desired.chains.contains_key(chain) {
+            desired.chains.insert(*chain, rules.clone());
+        }
+    }
+    desired
 }
 
 /// The size of a [`Delta`], in kernel operations.

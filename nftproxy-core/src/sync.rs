@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel};
 use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
-use crate::diff::{Counts, Delta, TableChange, diff};
+use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
 use crate::ruleset::element::Element;
@@ -246,11 +246,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             self.compilation.distrust_affinity();
         }
         let committed = self.commit(&mut delta, &mut timings)?;
-        let mut picks = desired.picks;
+        let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
         if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
             picks.extend(observed.ruleset.picks);
+            skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);
         }
-        let skeleton = desired.skeleton;
         self.installed = Some(Installed {
             node: node.clone(),
             service_cidrs,
@@ -388,10 +388,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         {
             let desired = skeleton::<F>(node, &service_cidrs, &features);
             delta.change_skeleton(&installed.skeleton, &desired);
+            installed.skeleton = changed_skeleton(&installed.skeleton, desired);
             installed.node = node.clone();
             installed.service_cidrs = service_cidrs;
             installed.features = features;
-            installed.skeleton = desired;
         }
         // Elements of one set share a message.
         delta.delete_elements.sort();

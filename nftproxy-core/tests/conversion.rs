@@ -439,18 +439,6 @@ fn s11_fields_that_no_rule_depends_on_are_not_read() {
     assert_eq!(plain, decorated);
 }
 
-/// S-59: the port for health checks is no matter of the ruleset.
-#[test]
-fn s59_the_health_check_node_port_is_not_read() {
-    let load_balancer = |changes: Value| {
-        let mut spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
-        merge(&mut spec, changes);
-        service(json!({"spec": spec}))
-    };
-    let with = load_balancer(json!({"healthCheckNodePort": 32000}));
-    assert_eq!(with, load_balancer(json!({})));
-}
-
 /// S-12, S-13
 #[test]
 fn s12_s13_defaults() {

@@ -85,8 +85,8 @@ impl Lab {
         self.v4.sync(&self.state, &self.node, &dirty).unwrap();
         self.v6.sync(&self.state, &self.node, &dirty).unwrap();
         self.stale = Stale {
-            v4: by_destination(self.v4.take_stale_flows(&both(NODE_IP))),
-            v6: by_destination(self.v6.take_stale_flows(&both(NODE_IP))),
+            v4: by_destination(self.v4.take_leftovers(&both(NODE_IP)).flows),
+            v6: by_destination(self.v6.take_leftovers(&both(NODE_IP)).flows),
         };
     }
 
@@ -399,9 +399,9 @@ fn s117_udp_only() {
     let mut syncer = Syncer::new(FakeKernel::<V4>::default());
     let node = mk_node();
     syncer.sync(&state, &node, &BTreeSet::new()).unwrap();
-    assert_eq!(syncer.take_stale_flows(&both(NODE_IP)), []);
+    assert_eq!(syncer.take_leftovers(&both(NODE_IP)).flows, []);
     state.delete_slice(&slice_name("web-v4"));
     let dirty = state.take_dirty();
     syncer.sync(&state, &node, &dirty).unwrap();
-    assert_eq!(syncer.take_stale_flows(&both(NODE_IP)), []);
+    assert_eq!(syncer.take_leftovers(&both(NODE_IP)).flows, []);
 }

@@ -176,15 +176,16 @@ fn an_endpoint_of_a_service_with_every_kind_of_address() {
 #[test]
 fn the_first_and_the_last_endpoint() {
     let mut lab = Lab::new((10, 3), web());
-    // Three slots and a verdict go; a refusal comes.
+    // Three slots go, the verdict is replaced, and a refusal comes.
     let last_removed = lab.cost_of(|state| state.apply_slice(web_slice([])));
-    assert_eq!(last_removed, elements(4, 1));
-    // A verdict and a slot come for the refusal, and the chain that picks one of one.
+    assert_eq!(last_removed, elements(4, 2));
+    // A slot comes, the verdict is replaced, the refusal goes, and the chain that picks one of one
+    // is new.
     let first_added = lab.cost_of(|state| state.apply_slice(web_slice([0])));
     let expected = Counts {
         chains: 1,
         rules: 1,
-        ..elements(1, 2)
+        ..elements(2, 2)
     };
     assert_eq!(first_added, expected);
 }
@@ -416,8 +417,8 @@ fn a_failed_listing_forgets_nothing() {
     syncer.sync(&state, &node, &dirty).unwrap_err();
     syncer.kernel_mut().is_broken = false;
     let report = syncer.sync(&state, &node, &BTreeSet::new()).unwrap();
-    // The ClusterIP and the refusal.
-    assert_eq!(report.counts, elements(0, 2));
+    // The ClusterIP, the refusal, and that no NodePort has the address.
+    assert_eq!(report.counts, elements(0, 3));
 }
 
 /// S-18: the API server refuses two ports with the same name, or the same number and protocol, but

@@ -115,6 +115,7 @@ fn service(number: u32) -> Service {
         internal_traffic_policy: TrafficPolicy::Cluster,
         external_traffic_policy: TrafficPolicy::Cluster,
         session_affinity: None,
+        health_check_node_port: None,
         ports: Box::new([ServicePort {
             name: "http".into(),
             protocol: Protocol::Tcp,

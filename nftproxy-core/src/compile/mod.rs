@@ -354,7 +354,12 @@ impl<F: Family> Compilation<F> {
     ) {
         let is_udp = |route: &&port::Route<F>| route.destination.protocol == Protocol::Udp;
         for route in old.iter().flat_map(|old| &old.routes).filter(is_udp) {
-            self.stale_flows.entry(route.destination).or_default();
+            let keep = self.stale_flows.entry(route.destination).or_default();
+            // What a sync that failed wanted to keep does not count any more. Whoever has the
+            // destination now is compiled in this update, too.
+            if self.claims.owner(&route.destination).is_none() {
+                *keep = Keep::default();
+            }
         }
         if let Some((new, serving)) = new {
             for route in new.routes.iter().filter(is_udp) {

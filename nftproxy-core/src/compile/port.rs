@@ -251,8 +251,15 @@ impl<F: Family> PortRules<F> {
                 Role::External | Role::Local => element,
             });
         };
+        // Whatever becomes of it later, the address is not that of a NodePort.
+        let mut unavailable = |verdict| {
+            if !node_port {
+                add(Role::Service, Verdict::Return);
+            }
+            add(Role::Unavailable, verdict);
+        };
         if self.cluster.is_empty() {
-            return add(Role::Unavailable, Verdict::Goto(ChainName::Refuse));
+            return unavailable(Verdict::Goto(ChainName::Refuse));
         }
         let sticky = self.affinity.is_some();
         let goto_pick = |map: SlotMap, endpoints: &[EndpointAddress<F>]| {
@@ -286,7 +293,7 @@ impl<F: Family> PortRules<F> {
             (RouteKind::ClusterIp, TrafficPolicy::Local) => {
                 match goto_pick(cluster_map, &self.local) {
                     Some(pick) => add(Role::Service, pick),
-                    None => add(Role::Unavailable, Verdict::Drop),
+                    None => unavailable(Verdict::Drop),
                 }
             }
             (RouteKind::External, TrafficPolicy::Cluster) => {

@@ -80,7 +80,7 @@ pub fn skeleton<F: Family>(
         chains.insert(ChainName::OutputSourceRanges, other_sources::<F>());
     }
     if !affinity.is_empty() {
-        chains.insert(ChainName::Remember, remember::<F>());
+        chains.insert(ChainName::Remember, remember::<F>(node));
         chains.insert(ChainName::Input, vec![remember_if_translated::<F>()]);
     }
     for seconds in affinity {
@@ -127,17 +127,25 @@ const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// Finds out whether a connection that has just been translated was sent to where clients keep
 /// their endpoint. By now its destination is the endpoint, so it is asked where it went at first.
+/// What went to a ClusterIP, or to where no NodePort is, is not taken for a NodePort's.
 ///
 /// ```nft
 /// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @sticky
+/// ct original ip daddr != @node-port-ips return
 /// meta l4proto tcp meta l4proto . ct original proto-dst vmap @sticky-node-ports
 /// ```
-fn remember<F: Family>() -> Vec<Rule> {
-    [SetName::Sticky, SetName::StickyNodePorts]
-        .into_iter()
-        .flat_map(|set| PROTOCOLS.map(|protocol| (set, protocol)))
-        .map(|(set, protocol)| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]))
-        .collect()
+fn remember<F: Family>(node: &Node) -> Vec<Rule> {
+    let of =
+        |set| PROTOCOLS.map(|protocol| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]));
+    let elsewhere = match node.node_port_addresses::<F>() {
+        NodePortAddresses::Only(_) => Statement::OriginalNotIn(SetName::NodePortIps),
+        NodePortAddresses::All => Statement::OriginalIn(SetName::ClusterIps),
+    };
+    let leave = Rule::new::<F>([elsewhere, Statement::Verdict(Verdict::Return)]);
+    let mut rules = Vec::from(of(SetName::Sticky));
+    rules.push(leave);
+    rules.extend(of(SetName::StickyNodePorts));
+    rules
 }
 
 /// ```nft
@@ -171,13 +179,14 @@ fn other_sources<F: Family>() -> Vec<Rule> {
 }
 
 /// ```nft
-/// ip daddr @cluster-ips ip saddr != 10.244.0.0/16 meta mark set meta mark | 0x4000
+/// ip saddr != 10.244.0.0/16 ip daddr @cluster-ips meta mark set meta mark | 0x4000
 /// ip daddr . meta l4proto . th dport vmap @services
 /// ip daddr @node-port-ips goto node-ports
 /// ```
 fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
     let mut rules = Vec::new();
-    // Masquerading of ClusterIP traffic depends on the address alone, not on the port.
+    // Masquerading of ClusterIP traffic depends on the address alone, not on the port. What pods
+    // send, which is most of it, is spared the lookup.
     let outsiders = if node.masquerade_all {
         Some(Vec::new())
     } else {
@@ -187,7 +196,7 @@ fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
         let to_cluster_ip = [Statement::In(SetName::ClusterIps)];
         let set_mark = [Statement::SetMark(node.masquerade_mark)];
         rules.push(Rule::new(
-            to_cluster_ip.into_iter().chain(outsiders).chain(set_mark),
+            outsiders.into_iter().chain(to_cluster_ip).chain(set_mark),
         ));
     }
     rules.push(Rule::new::<F>([Statement::Vmap(SetName::Services)]));

@@ -223,6 +223,10 @@ pub enum Statement<F: Family> {
     In(SetName),
     /// Matches if the set does not hold the packet's key.
     NotIn(SetName),
+    /// Matches if the set of addresses holds the one that the connection was sent to at first.
+    OriginalIn(SetName),
+    /// Matches if the set of addresses does not hold that one.
+    OriginalNotIn(SetName),
     /// Matches a source address.
     Saddr(Match<(F::Address, u8)>),
     /// Matches a destination address.
@@ -293,6 +297,8 @@ impl<F: Family> Statement<F> {
         match self {
             Self::In(set) => format!("{} @{set}", key(*set)),
             Self::NotIn(set) => format!("{} != @{set}", key(*set)),
+            Self::OriginalIn(set) => format!("ct original {family} daddr @{set}"),
+            Self::OriginalNotIn(set) => format!("ct original {family} daddr != @{set}"),
             Self::Saddr(Match {
                 value: (address, len),
                 negate,
@@ -371,6 +377,27 @@ impl<F: Family> Statement<F> {
             }
             Self::NotIn(set) => {
                 load_key::<F>(schema(*set).key, 0, out);
+                out.push(Expr::LookupAbsent {
+                    set: *set,
+                    register: 0,
+                });
+            }
+            Self::OriginalIn(set) => {
+                out.push(Expr::CtOriginal {
+                    key: CtOriginalKey::Daddr,
+                    register: 0,
+                });
+                out.push(Expr::Lookup {
+                    set: *set,
+                    register: 0,
+                    data: LookupData::None,
+                });
+            }
+            Self::OriginalNotIn(set) => {
+                out.push(Expr::CtOriginal {
+                    key: CtOriginalKey::Daddr,
+                    register: 0,
+                });
                 out.push(Expr::LookupAbsent {
                     set: *set,
                     register: 0,

@@ -78,7 +78,8 @@ impl<F: Twin> World<F> {
     fn check_flows(&mut self) {
         let stale = self
             .syncer
-            .take_stale_flows(&node_port_ips::<F>(&self.node));
+            .take_leftovers(&node_port_ips::<F>(&self.node))
+            .flows;
         let stale: BTreeMap<_, StaleFlows<F>> = stale
             .into_iter()
             .map(|flows| ((flows.address, flows.port.get()), flows))

@@ -51,6 +51,7 @@ pub(crate) fn state() -> State {
             source_ranges: Box::default(),
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
+            health_check_node_port: None,
             session_affinity: None,
             ports: Box::new([ServicePort {
                 name: "udp".into(),
