@@ -5,7 +5,7 @@ PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 c
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test instructions check bless
+.PHONY: help setup demo bench test instructions check bless
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,11 @@ setup: ## install the Debian packages that are missing
 demo: setup ## see it work: namespaces, real packets, live changes (root)
 	$(CARGO) build --package nftproxy-bin --package integration
 	$(CARGO) run --quiet --package integration --bin demo
+
+bench: setup ## what each kind of change costs, beside what the kernel alone needs: five minutes (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make bench needs root: it makes network namespaces, and batches larger than a user may send"; exit 1; fi
+	$(CARGO) build --release --package integration --bin bench
+	$(CARGO) run --release --quiet --package integration --bin bench -- $(BENCH)
 
 test: setup ## all tests, namespaces with real packets included
 	$(CARGO) test --workspace
