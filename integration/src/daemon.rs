@@ -91,6 +91,11 @@ impl Daemon {
         Ok(Self { child, log })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         self.log

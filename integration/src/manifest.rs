@@ -89,8 +89,46 @@ pub struct Endpoint {
     pub address: Dual,
     /// The node it is on, if its slice says so.
     pub node: Option<&'static str>,
-    /// Whether it only finishes what it has begun; otherwise it is ready.
-    pub is_terminating: bool,
+    /// What it is good for.
+    pub conditions: Conditions,
+    /// The zone it is meant for, if there is a hint.
+    pub for_zone: Option<&'static str>,
+    /// The node it is meant for, if there is a hint.
+    pub for_node: Option<&'static str>,
+}
+
+/// The conditions of an endpoint, as its slice has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Conditions {
+    /// Whether it is to get traffic.
+    pub ready: bool,
+    /// Whether it answers.
+    pub serving: bool,
+    /// Whether it only finishes what it has begun.
+    pub terminating: bool,
+}
+
+impl Conditions {
+    /// As most endpoints are most of the time.
+    pub const READY: Self = Self::new(true, true, false);
+    /// Not to get traffic, though it answers.
+    pub const SERVING: Self = Self::new(false, true, false);
+    /// Not up yet, or not well.
+    pub const UNREADY: Self = Self::new(false, false, false);
+    /// On its way out, and still answering.
+    pub const TERMINATING: Self = Self::new(false, true, true);
+    /// On its way out, and not answering any more.
+    pub const ENDED: Self = Self::new(false, false, true);
+    /// On its way out, of a Service with `publishNotReadyAddresses`.
+    pub const TERMINATING_YET_READY: Self = Self::new(true, true, true);
+
+    const fn new(ready: bool, serving: bool, terminating: bool) -> Self {
+        Self {
+            ready,
+            serving,
+            terminating,
+        }
+    }
 }
 
 /// The EndpointSlices of a Service, one for each family.
@@ -106,13 +144,23 @@ pub fn slices(service: &str, endpoints: &[Endpoint]) -> [Value; 2] {
         let endpoints: Vec<_> = endpoints
             .iter()
             .map(|endpoint| {
+                let Conditions {
+                    ready,
+                    serving,
+                    terminating,
+                } = endpoint.conditions;
+                let hint = |name: Option<&str>| name.map(|name| json!([{"name": name}]));
                 json!({
                     "addresses": [endpoint.address.both()[index]],
                     "nodeName": endpoint.node,
                     "conditions": {
-                        "ready": !endpoint.is_terminating,
-                        "serving": true,
-                        "terminating": endpoint.is_terminating,
+                        "ready": ready,
+                        "serving": serving,
+                        "terminating": terminating,
+                    },
+                    "hints": {
+                        "forZones": hint(endpoint.for_zone),
+                        "forNodes": hint(endpoint.for_node),
                     },
                 })
             })
@@ -140,6 +188,23 @@ pub fn service_cidr() -> Value {
         "metadata": {"name": "kubernetes"},
         "spec": {"cidrs": SERVICE_CIDRS},
     })
+}
+
+/// A Node object, with a zone if there is one.
+pub fn node(name: &str, address: Dual, zone: Option<&str>) -> Value {
+    let addresses = address
+        .both()
+        .map(|ip| json!({"type": "InternalIP", "address": ip}));
+    let mut node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "status": {"addresses": addresses},
+    });
+    if let Some(zone) = zone {
+        node["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+    }
+    node
 }
 
 /// A folder of manifests; dropping it removes it.

@@ -4,7 +4,8 @@
 //! Read [`Server`] and [`probe`] first.
 //!
 //! The protocol is text: a server answers a connection, each further line on it, and each datagram
-//! with the line `NAME SOURCE`, its own name and the address the client seemed to have.
+//! with the line `NAME SOURCE`, its own name and the address the client seemed to have. The answer
+//! to a datagram is filled up with empty lines to the length of the question.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +18,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -84,9 +85,7 @@ impl Server {
         let name = name.to_owned();
         let (address, thread) = match protocol {
             Protocol::Udp => {
-                let socket = namespace
-                    .run(|| UdpSocket::bind(address))
-                    .map_err(context)?;
+                let socket = namespace.run(|| bind_datagrams(address)).map_err(context)?;
                 let address = socket.local_addr()?;
                 (
                     address,
@@ -135,8 +134,10 @@ fn serve_datagrams(socket: &UdpSocket, name: &str, stopped: &PipeReader) {
             return;
         }
         // An error here is an ICMP message about an earlier answer: its client has gone.
-        if let Ok((_, client)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(answer(name, client).as_bytes(), client);
+        if let Ok((length, client)) = socket.recv_from(&mut buffer) {
+            let mut answer = answer(name, client).into_bytes();
+            answer.resize(answer.len().max(length), b'\n');
+            let _ = socket.send_to(&answer, client);
         }
     }
 }
@@ -222,8 +223,8 @@ fn answer(name: &str, client: SocketAddr) -> String {
 }
 
 fn parse_answer(line: &str) -> io::Result<(String, IpAddr)> {
-    line.strip_suffix('\n')
-        .and_then(|line| line.rsplit_once(' '))
+    line.trim_end_matches('\n')
+        .rsplit_once(' ')
         .and_then(|(server, source)| Some((server.to_owned(), source.parse().ok()?)))
         .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, format!("parse answer {line:?}")))
 }
@@ -326,30 +327,110 @@ pub fn probe_many(
 
 fn probe_here(protocol: Protocol, to: SocketAddr, options: ProbeOptions) -> Outcome {
     let answer = match protocol {
-        Protocol::Udp => ask_datagram(to, options),
+        Protocol::Udp => ask_datagram(to, options, b"probe\n"),
         Protocol::Tcp | Protocol::Sctp => connect_stream(protocol, to, options)
             .and_then(|stream| read_answer(&mut BufReader::new(stream))),
     };
     answer.into()
 }
 
-fn ask_datagram(to: SocketAddr, options: ProbeOptions) -> io::Result<(String, IpAddr)> {
-    let anywhere = match to {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(options.from.unwrap_or(anywhere))?;
-    socket.set_read_timeout(Some(options.timeout))?;
+fn ask_datagram(
+    to: SocketAddr,
+    options: ProbeOptions,
+    question: &[u8],
+) -> io::Result<(String, IpAddr)> {
+    let socket = bind_datagrams(options.from.unwrap_or(anywhere(to)))?;
+    let answer = exchange(&socket, to, options.timeout, question)?;
+    if answer.len() < question.len() {
+        let error = format!("{} bytes instead of {}", answer.len(), question.len());
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, error));
+    }
+    parse_answer(&String::from_utf8_lossy(&answer))
+}
+
+fn bind_datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+    once_free(|| UdpSocket::bind(address))
+}
+
+/// Waits for a port that was just closed.
+///
+/// A process that another thread is about to start holds copies of all sockets until its program
+/// runs, those included that are closed meanwhile.
+fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match bind() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(2));
+            }
+            bound => return bound,
+        }
+    }
+}
+
+fn anywhere(to: SocketAddr) -> SocketAddr {
+    match to {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+/// Sends one datagram and waits for the one that answers it.
+fn exchange(
+    socket: &UdpSocket,
+    to: SocketAddr,
+    timeout: Duration,
+    question: &[u8],
+) -> io::Result<Vec<u8>> {
+    socket.set_read_timeout(Some(timeout))?;
     socket.connect(to)?;
-    match socket.send(b"probe\n") {
+    match socket.send(question) {
         // A local firewall stopped the datagram. Dropping and rejecting look alike here, but only
         // rejecting has sent the ICMP message that the next receive reports.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
         sent => drop(sent?),
     }
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 2048];
     let length = socket.recv(&mut buffer)?;
-    parse_answer(&String::from_utf8_lossy(&buffer[..length]))
+    buffer.truncate(length);
+    Ok(buffer)
+}
+
+/// Sends a datagram of this length, up to 2048, to `to` from inside the namespace; the answer has
+/// to be as long. What is longer than the network's packets travels in fragments.
+pub fn probe_datagram(namespace: &Namespace, to: SocketAddr, length: usize) -> Outcome {
+    let question = vec![b'\n'; length];
+    namespace
+        .run(|| ask_datagram(to, ProbeOptions::default(), &question))
+        .into()
+}
+
+/// Sends an ICMP echo request to `to` from inside the namespace. Who answers is called `echo`.
+pub fn ping(namespace: &Namespace, to: IpAddr, timeout: Duration) -> Outcome {
+    // Type, code, checksum, identifier and number; the kernel fills in what is its own.
+    let (protocol, family, request) = match to {
+        IpAddr::V4(_) => (
+            SockProtocol::Icmp,
+            AddressFamily::Inet,
+            [8, 0, 0, 0, 0, 0, 0, 1],
+        ),
+        IpAddr::V6(_) => (
+            SockProtocol::IcmpV6,
+            AddressFamily::Inet6,
+            [128, 0, 0, 0, 0, 0, 0, 1],
+        ),
+    };
+    // The groups that may have such a socket.
+    let allowed = namespace.sysctl("net.ipv4.ping_group_range", "0 0");
+    let answer = allowed.map_err(io::Error::other).and_then(|()| {
+        namespace.run(|| {
+            let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+            // What the standard library does with a UDP socket works with this one just as well.
+            exchange(&socket.into(), (to, 0).into(), timeout, &request)
+        })
+    });
+    answer.map(|_| ("echo".to_owned(), to)).into()
 }
 
 fn read_answer(reader: &mut BufReader<TcpStream>) -> io::Result<(String, IpAddr)> {
@@ -469,7 +550,7 @@ fn stream_socket(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd>
 
 fn listen_on(protocol: Protocol, address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::from(stream_socket(protocol, address)?);
-    bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
+    once_free(|| Ok(bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?))?;
     listen(&listener, Backlog::MAXCONN)?;
     // A client that gives up between poll and accept must not block the thread.
     listener.set_nonblocking(true)?;

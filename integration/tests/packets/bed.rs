@@ -2,6 +2,7 @@
 //!
 //! It knows nothing of what is to be tested. Entry point: [`Bed::new`].
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::thread;
@@ -9,9 +10,13 @@ use std::time::{Duration, Instant};
 
 use integration::daemon::Daemon;
 use integration::lab::{CLIENT, Dual, Lab, NODE, NODE2, PODS, REMOTE_POD};
-use integration::manifest::{ENDPOINT_PORT, Endpoint, Folder};
+use integration::manifest::{
+    Conditions, ENDPOINT_PORT, Endpoint, Folder, SERVICE_PORT, cluster_ip, external_ip,
+    load_balancer_ip, node_port, service, slices,
+};
 use integration::netns::{Namespace, unsupported};
-use integration::traffic::{Counts, Protocol, Server, probe_many};
+use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe};
+use serde_json::Value;
 
 pub(crate) const POD1: Endpoint = on("node", PODS[0]);
 pub(crate) const POD2: Endpoint = on("node", PODS[1]);
@@ -33,15 +38,21 @@ const fn on(node: &'static str, address: Dual) -> Endpoint {
     Endpoint {
         address,
         node: Some(node),
-        is_terminating: false,
+        conditions: Conditions::READY,
+        for_zone: None,
+        for_node: None,
+    }
+}
+
+pub(crate) const fn with(endpoint: Endpoint, conditions: Conditions) -> Endpoint {
+    Endpoint {
+        conditions,
+        ..endpoint
     }
 }
 
 pub(crate) const fn terminating(endpoint: Endpoint) -> Endpoint {
-    Endpoint {
-        is_terminating: true,
-        ..endpoint
-    }
+    with(endpoint, Conditions::TERMINATING)
 }
 
 /// The endpoint in a slice that does not say where it is.
@@ -112,12 +123,29 @@ impl Source {
     }
 }
 
+/// Every kind of destination a Service has.
+pub(crate) fn destinations(number: u8) -> [(Dual, u16); 4] {
+    [
+        (cluster_ip(number), SERVICE_PORT),
+        (external_ip(number), SERVICE_PORT),
+        (load_balancer_ip(number), SERVICE_PORT),
+        (NODE, node_port(number)),
+    ]
+}
+
+/// Every kind of destination, in both families.
+pub(crate) fn destination_addresses(number: u8) -> impl Iterator<Item = SocketAddr> {
+    destinations(number)
+        .into_iter()
+        .flat_map(|(address, port)| address.both().map(|ip| (ip, port).into()))
+}
+
 /// The lab with its servers, and the folder the proxy will read.
 pub(crate) struct Bed {
     pub(crate) lab: Lab,
     pub(crate) manifests: Folder,
     pub(crate) protocols: Vec<Protocol>,
-    servers: Vec<Server>,
+    servers: Vec<(String, Server)>,
 }
 
 impl Bed {
@@ -141,10 +169,19 @@ impl Bed {
             Err(error) if error.kind() == ErrorKind::Unsupported => unsupported(&error.to_string()),
             Err(error) => panic!("{error}"),
         }
-        for (name, address) in SERVERS {
-            bed.serve(|lab| host_of(lab, name), name, address, ENDPOINT_PORT);
+        for (name, _) in SERVERS {
+            bed.serve_endpoint(name);
         }
         bed
+    }
+
+    /// Starts the servers of the endpoint with this name.
+    pub(crate) fn serve_endpoint(&mut self, name: &str) {
+        let (name, address) = SERVERS
+            .into_iter()
+            .find(|(server, _)| *server == name)
+            .unwrap();
+        self.serve(|lab| host_of(lab, name), name, address, ENDPOINT_PORT);
     }
 
     /// Starts servers for both families and all protocols.
@@ -159,9 +196,28 @@ impl Bed {
             for ip in address.both() {
                 let to = SocketAddr::new(ip, port);
                 let server = Server::start(host(&self.lab), name, *protocol, to);
-                self.servers.push(server.unwrap());
+                self.servers.push((name.to_owned(), server.unwrap()));
             }
         }
+    }
+
+    /// Ends the servers of this name and all their connections.
+    pub(crate) fn stop_servers(&mut self, name: &str) {
+        self.servers.retain(|(server, _)| server != name);
+    }
+
+    /// Makes a file for a Service and its endpoints; `change` makes the Service what it is to be.
+    pub(crate) fn put(
+        &self,
+        name: &str,
+        number: u8,
+        endpoints: &[Endpoint],
+        change: impl FnOnce(&mut Value),
+    ) {
+        let mut service = service(name, number);
+        change(&mut service);
+        let [v4, v6] = slices(name, endpoints);
+        self.manifests.put(name, &[service, v4, v6]).unwrap();
     }
 
     /// Starts the proxy on the node, and waits for its first sync.
@@ -171,18 +227,24 @@ impl Bed {
 
     /// Starts the proxy with more flags.
     pub(crate) fn start_proxy_with(&self, flags: &[&str]) -> Daemon {
+        self.start_proxy_on(&self.lab.node, "node", flags)
+    }
+
+    /// Starts a proxy on one of the nodes.
+    pub(crate) fn start_proxy_on(&self, host: &Namespace, name: &str, flags: &[&str]) -> Daemon {
         let folder = self.manifests.path().to_str().unwrap();
         let mut arguments = vec![
             "run",
             "--manifests",
             folder,
-            "--hostname-override=node",
+            "--hostname-override",
+            name,
             "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48",
             "--iptables-min-sync-period=10ms",
             "-v=4",
         ];
         arguments.extend(flags);
-        let mut daemon = Daemon::start(&self.lab.node, &arguments).unwrap();
+        let mut daemon = Daemon::start(host, &arguments).unwrap();
         daemon.wait_for_log("family=IPv6 full=true").unwrap();
         daemon
     }
@@ -210,11 +272,55 @@ impl Bed {
         wanted: &str,
     ) {
         const N_PROBES: usize = 5;
+        self.wait_for(source, protocol, to, &[wanted], N_PROBES);
+    }
+
+    /// Waits until new connections are spread over exactly these servers, in both families and by
+    /// every protocol.
+    #[track_caller]
+    pub(crate) fn check_spread(&self, source: Source, address: Dual, port: u16, wanted: &[&str]) {
+        // With three servers, one of them is missed by a chance of less than one in 10^6.
+        const N_PROBES: usize = 40;
+        for ip in address.both() {
+            for protocol in &self.protocols {
+                self.wait_for(source, *protocol, (ip, port).into(), wanted, N_PROBES);
+            }
+        }
+    }
+
+    /// Waits until so many probes in a row have these outcomes, each at least once.
+    #[track_caller]
+    fn wait_for(
+        &self,
+        source: Source,
+        protocol: Protocol,
+        to: SocketAddr,
+        wanted: &[&str],
+        n_probes: usize,
+    ) {
         let namespace = source.namespace(&self.lab);
-        let wanted = Counts::from([(wanted.to_owned(), N_PROBES)]);
+        let wanted: BTreeSet<_> = wanted.iter().map(|outcome| (*outcome).to_owned()).collect();
+        // Silence takes its time, and one packet shows it as well as many.
+        let (n_probes, timeout) = if wanted.contains("timeout") {
+            (1, Duration::from_millis(200))
+        } else {
+            (n_probes, Duration::from_secs(1))
+        };
+        let options = ProbeOptions {
+            from: None,
+            timeout,
+        };
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let found = probe_many(namespace, protocol, to, N_PROBES);
+            let mut found = BTreeSet::new();
+            for _ in 0..n_probes {
+                let outcome = probe(namespace, protocol, to, options).to_string();
+                let is_wanted = wanted.contains(&outcome);
+                found.insert(outcome);
+                if !is_wanted {
+                    break;
+                }
+            }
             if found == wanted {
                 return;
             }
@@ -223,6 +329,41 @@ impl Bed {
                 "{protocol} from {source:?} to {to}: waited for {wanted:?}, last were {found:?}"
             );
             thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until `server` answers there, in both families and by every protocol, and sees this
+    /// source.
+    #[track_caller]
+    pub(crate) fn check_seen(
+        &self,
+        source: Source,
+        address: Dual,
+        port: u16,
+        server: &str,
+        seen: Dual,
+    ) {
+        let namespace = source.namespace(&self.lab);
+        for (ip, seen) in address.both().into_iter().zip(seen.both()) {
+            for protocol in &self.protocols {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                loop {
+                    let to = (ip, port).into();
+                    let outcome = probe(namespace, *protocol, to, ProbeOptions::default());
+                    match &outcome {
+                        Outcome::Answer {
+                            server: found,
+                            seen_source,
+                        } if found == server && *seen_source == seen => break,
+                        _ => assert!(
+                            Instant::now() < deadline,
+                            "{protocol} from {source:?} to {to}: waited for {server} to see \
+                             {seen}, last was {outcome:?}"
+                        ),
+                    }
+                    thread::sleep(Duration::from_millis(5));
+                }
+            }
         }
     }
 }

@@ -8,13 +8,16 @@ use std::time::{Duration, Instant};
 use integration::daemon::Daemon;
 use integration::lab::{Dual, NODE};
 use integration::manifest::{
-    Endpoint, SERVICE_PORT, cluster_ip, external_ip, node_port, service, slices,
+    Endpoint, SERVICE_PORT, cluster_ip, external_ip, load_balancer_ip, node_port, service,
+    service_cidr, slices,
 };
 use integration::netns::in_sandbox;
 use integration::traffic::{Flow, Protocol, Stream};
 use serde_json::{Value, json};
 
-use crate::bed::{Bed, HOST_NETWORK, POD1, POD2, POD3, REMOTE, SERVERS, Source};
+use crate::bed::{
+    Bed, HOST_NETWORK, POD1, POD2, POD3, REMOTE, SERVERS, Source, destination_addresses,
+};
 
 const N_UPDATES: usize = 200;
 /// Consecutive ones have anything from everything to nothing in common.
@@ -66,6 +69,7 @@ fn wait_for_syncs(daemon: &Daemon, n_syncs: usize) {
     }
 }
 
+/// S-20, S-19: hundreds of updates of every aspect of a Service.
 #[test]
 fn updates_under_traffic_cut_nobody_off() {
     in_sandbox(|| {
@@ -127,6 +131,86 @@ fn updates_under_traffic_cut_nobody_off() {
     });
 }
 
+/// S-20, S-117: a TCP connection stays, whatever happens to its Service and to the proxy, and so does
+/// its entry in connection tracking.
+#[test]
+fn connections_stay_whatever_happens() {
+    in_sandbox(|| {
+        const NUMBER: u8 = 1;
+        let bed = Bed::new();
+        let put = |endpoints: &[Endpoint], change: &dyn Fn(&mut Value)| {
+            bed.put("web", NUMBER, endpoints, change);
+        };
+        put(&[POD1], &|_| {});
+        let daemon = bed.start_proxy();
+        let sources = [Source::Client, Source::Pod1, Source::Pod3, Source::Host];
+        let mut flows: Vec<_> = destination_addresses(NUMBER)
+            .flat_map(|to| sources.map(|source| (source, to)))
+            .map(|(source, to)| {
+                let flow = Flow::open(source.namespace(&bed.lab), to).unwrap();
+                (source, to, flow)
+            })
+            .collect();
+        let mut check = |after: &str| {
+            for (source, to, flow) in &mut flows {
+                let server = flow.ping();
+                assert_eq!(server.unwrap(), "pod1", "{source:?} to {to} after {after}");
+            }
+        };
+        // What new connections meet shows that each change is in force.
+        let new =
+            |source, wanted| bed.check(&[source], load_balancer_ip(NUMBER), SERVICE_PORT, wanted);
+        check("nothing");
+        put(&[POD2], &|_| {});
+        new(Source::Client, "pod2");
+        check("its endpoint went");
+        put(&[REMOTE], &|service| {
+            service["spec"]["externalTrafficPolicy"] = json!("Local");
+            service["spec"]["internalTrafficPolicy"] = json!("Local");
+        });
+        new(Source::Client, "timeout");
+        check("policy Local left no endpoint");
+        put(&[POD3], &|service| {
+            service["spec"]["sessionAffinity"] = json!("ClientIP")
+        });
+        new(Source::Client, "pod3");
+        check("session affinity");
+        put(&[POD3], &|service| {
+            service["spec"]["loadBalancerSourceRanges"] = json!(["198.18.0.0/32", "fd00::/128"]);
+        });
+        new(Source::Client, "timeout");
+        check("source ranges that shut it out");
+        put(&[], &|_| {});
+        new(Source::Client, "refused");
+        check("all endpoints went");
+        bed.manifests.put("cidr", &[service_cidr()]).unwrap();
+        bed.manifests.remove("web").unwrap();
+        bed.check(&[Source::Pod3], cluster_ip(NUMBER), SERVICE_PORT, "timeout");
+        check("the Service went");
+        daemon.stop().unwrap();
+        let _daemon = bed.start_proxy();
+        check("a restart");
+
+        let list = [
+            "conntrack",
+            "-L",
+            "-p",
+            "tcp",
+            "--state",
+            "ESTABLISHED",
+            "-f",
+        ];
+        for (family, ip) in ["ipv4", "ipv6"].into_iter().zip(POD1.address.both()) {
+            let list = bed.lab.node.exec(&[&list[..], &[family]].concat()).unwrap();
+            let to_pod = format!("src={ip} ");
+            let n_entries = list.lines().filter(|line| line.contains(&to_pod)).count();
+            // Four kinds of destination, and each source.
+            assert!(n_entries >= 4 * sources.len(), "{list}");
+        }
+    });
+}
+
+/// S-15: the older of two Services that claim an address has it, whatever came first.
 #[test]
 fn a_contested_external_ip_goes_to_the_older_service() {
     in_sandbox(|| {

@@ -1,57 +1,65 @@
 //! UDP flows: what a client with a fixed source port experiences, which never opens a connection
 //! anew, and what is left in connection tracking.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::lab::{CLIENT, Dual, NODE, NODE2};
+use integration::lab::{Dual, NODE, NODE2};
 use integration::manifest::{
-    Endpoint, SERVICE_PORT, cluster_ip, external_ip, load_balancer_ip, node_port, service,
+    Conditions, ENDPOINT_PORT, Endpoint, SERVICE_PORT, cluster_ip, node_port, service,
     service_cidr, slices,
 };
 use integration::netns::in_sandbox;
 use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe};
 
-use crate::bed::{Bed, POD1, POD2, POD3};
+use serde_json::{Value, json};
+
+use crate::bed::{Bed, POD1, POD2, POD3, REMOTE, Source, destination_addresses, placeless, with};
 
 const NUMBER: u8 = 1;
 const CLIENT_PORT: u16 = 40000;
 
 impl Bed {
     fn put_udp(&self, endpoints: &[Endpoint]) {
-        let [v4, v6] = slices("udp", endpoints);
-        self.manifests
-            .put("udp", &[service("udp", NUMBER), v4, v6])
-            .unwrap();
+        self.put("udp", NUMBER, endpoints, |_| {});
     }
 
-    /// Sends one datagram of the client's one flow to a destination.
-    fn send(&self, to: SocketAddr) -> Outcome {
-        let address = if to.is_ipv4() {
-            CLIENT.v4.into()
+    /// Sends one datagram of the source's one flow to a destination.
+    fn send(&self, source: Source, to: SocketAddr) -> Outcome {
+        let anywhere = if to.is_ipv4() {
+            IpAddr::from(Ipv4Addr::UNSPECIFIED)
         } else {
-            IpAddr::from(CLIENT.v6)
+            Ipv6Addr::UNSPECIFIED.into()
         };
         let options = ProbeOptions {
-            from: Some((address, CLIENT_PORT).into()),
+            from: Some((anywhere, CLIENT_PORT).into()),
             timeout: Duration::from_millis(300),
         };
-        probe(&self.lab.client, Protocol::Udp, to, options)
+        probe(source.namespace(&self.lab), Protocol::Udp, to, options)
     }
 
-    /// Waits until the flow is answered by somebody.
+    /// Waits until the flow of each of these sources to each destination is answered by somebody.
     #[track_caller]
-    fn wait_for_answer(&self, to: SocketAddr, wanted: &str) {
+    fn wait_for_answers(&self, sources: &[Source], wanted: &str) {
+        for source in sources {
+            for to in destination_addresses(NUMBER) {
+                self.wait_for_answer(*source, to, wanted);
+            }
+        }
+    }
+
+    #[track_caller]
+    fn wait_for_answer(&self, source: Source, to: SocketAddr, wanted: &str) {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
-            let found = self.send(to).to_string();
+            let found = self.send(source, to).to_string();
             if found == wanted {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "{to}: waited for {wanted}, last was {found}"
+                "from {source:?} to {to}: waited for {wanted}, last was {found}"
             );
             sleep(Duration::from_millis(10));
         }
@@ -72,53 +80,38 @@ impl Bed {
     }
 }
 
-fn destinations() -> impl Iterator<Item = SocketAddr> {
-    let kinds = [
-        (cluster_ip(NUMBER), SERVICE_PORT),
-        (external_ip(NUMBER), SERVICE_PORT),
-        (load_balancer_ip(NUMBER), SERVICE_PORT),
-        (NODE, node_port(NUMBER)),
-    ];
-    kinds
-        .into_iter()
-        .flat_map(|(address, port)| address.both().map(|ip| (ip, port).into()))
-}
-
 /// S-118 to S-122, S-147: a flow moves on when its endpoint goes, waits for the first one to come,
-/// and stays where it is while its endpoint serves.
+/// and stays where it is while its endpoint serves. It may come from a pod, the host, or outside.
 #[test]
 fn flows_follow_the_endpoints() {
+    const SOURCES: &[Source] = &[Source::Client, Source::Pod1, Source::Host];
     in_sandbox(|| {
         let bed = Bed::new();
         bed.put_udp(&[]);
         let daemon = bed.start_proxy();
-        for to in destinations() {
-            bed.wait_for_answer(to, "refused");
-        }
+        bed.wait_for_answers(SOURCES, "refused");
+        // It is not up yet, and nobody is asked.
+        bed.put_udp(&[with(POD1, Conditions::UNREADY)]);
+        bed.wait_for_answers(SOURCES, "refused");
         bed.put_udp(&[POD1]);
-        for to in destinations() {
-            bed.wait_for_answer(to, "pod1");
-        }
+        bed.wait_for_answers(SOURCES, "pod1");
         // Others come: each flow stays (by chance, one in four would).
         bed.put_udp(&[POD1, POD2, POD3]);
         sleep(Duration::from_millis(300));
-        for to in destinations() {
-            assert_eq!(bed.send(to).to_string(), "pod1", "{to}\n{}", daemon.log());
+        for source in SOURCES {
+            for to in destination_addresses(NUMBER) {
+                let server = bed.send(*source, to).to_string();
+                assert_eq!(server, "pod1", "{source:?} to {to}\n{}", daemon.log());
+            }
         }
         // Its endpoint goes.
         bed.put_udp(&[POD2]);
-        for to in destinations() {
-            bed.wait_for_answer(to, "pod2");
-        }
+        bed.wait_for_answers(SOURCES, "pod2");
         // All go, so that there is nobody to move to.
         bed.put_udp(&[]);
-        for to in destinations() {
-            bed.wait_for_answer(to, "refused");
-        }
+        bed.wait_for_answers(SOURCES, "refused");
         bed.put_udp(&[POD3]);
-        for to in destinations() {
-            bed.wait_for_answer(to, "pod3");
-        }
+        bed.wait_for_answers(SOURCES, "pod3");
         // The Service goes, and with it what leads to its endpoints.
         bed.manifests.remove("udp").unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -128,6 +121,140 @@ fn flows_follow_the_endpoints() {
                 assert!(Instant::now() < deadline, "{left:?}");
                 sleep(Duration::from_millis(20));
             }
+        }
+    });
+}
+
+/// S-147, where the ClusterIP has policy Local: flows wait for an endpoint on the node.
+#[test]
+fn flows_wait_for_an_endpoint_on_the_node() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let put = |endpoints: &[Endpoint]| {
+            bed.put("udp", NUMBER, endpoints, |service| {
+                service["spec"]["internalTrafficPolicy"] = json!("Local");
+            });
+        };
+        let check = |wanted| {
+            for source in [Source::Pod3, Source::Host] {
+                for ip in cluster_ip(NUMBER).both() {
+                    bed.wait_for_answer(source, (ip, SERVICE_PORT).into(), wanted);
+                }
+            }
+        };
+        put(&[]);
+        let _daemon = bed.start_proxy();
+        check("refused");
+        put(&[POD1]);
+        check("pod1");
+        put(&[POD2, REMOTE]);
+        check("pod2");
+    });
+}
+
+/// S-121, S-119: whatever happens to its Service, a flow stays with an endpoint that serves.
+#[test]
+fn flows_stay_with_whoever_serves() {
+    in_sandbox(|| {
+        const SOURCES: &[Source] = &[Source::Client, Source::Pod3];
+        /// A Service without flows, which shows that a change has come into force.
+        const OTHER: u8 = 2;
+        let bed = Bed::new();
+        let mut daemon = Some(bed.start_proxy());
+        bed.put_udp(&[POD1]);
+        bed.wait_for_answers(SOURCES, "pod1");
+        let local = |service: &mut Value| {
+            service["spec"]["internalTrafficPolicy"] = json!("Local");
+            service["spec"]["externalTrafficPolicy"] = json!("Local");
+        };
+        let sticky = |service: &mut Value| service["spec"]["sessionAffinity"] = json!("ClientIP");
+        let hinted = Endpoint {
+            for_zone: Some("elsewhere"),
+            ..POD1
+        };
+        let unchanged = |_: &mut Value| {};
+        type Change<'a> = &'a dyn Fn(&mut Value);
+        let steps: [(&[Endpoint], Change<'_>); 9] = [
+            (&[POD1, POD2, POD3], &unchanged),
+            (&[POD1, POD2], &unchanged),
+            (&[with(POD1, Conditions::SERVING), POD2], &unchanged),
+            (&[with(POD1, Conditions::SERVING)], &unchanged),
+            (&[with(POD1, Conditions::TERMINATING), POD2], &unchanged),
+            (&[hinted, POD2], &unchanged),
+            (&[placeless(POD1), POD2], &local),
+            (&[placeless(POD1), REMOTE], &local),
+            (&[POD1, POD2], &sticky),
+        ];
+        for (step, (endpoints, change)) in steps.into_iter().enumerate() {
+            bed.put("udp", NUMBER, endpoints, change);
+            // The two are synced in this order, and flows forgotten right after.
+            let server = if step % 2 == 0 { POD2 } else { POD3 };
+            bed.put("other", OTHER, &[server], |_| {});
+            let name = if step % 2 == 0 { "pod2" } else { "pod3" };
+            bed.check(&[Source::Client], cluster_ip(OTHER), SERVICE_PORT, name);
+            if step == 4 {
+                daemon.take().unwrap().stop().unwrap();
+                daemon = Some(bed.start_proxy());
+            }
+            for _ in 0..3 {
+                sleep(Duration::from_millis(50));
+                for source in SOURCES {
+                    for to in destination_addresses(NUMBER) {
+                        let found = bed.send(*source, to).to_string();
+                        assert_eq!(found, "pod1", "step {step}: {source:?} to {to}");
+                    }
+                }
+            }
+        }
+        // That nothing was forgotten was not for want of somebody who does it.
+        bed.put_udp(&[POD2]);
+        bed.wait_for_answers(SOURCES, "pod2");
+    });
+}
+
+/// S-148, S-120: a flow follows when its endpoint changes its port number.
+#[test]
+fn flows_follow_a_changed_target_port() {
+    in_sandbox(|| {
+        const OTHER_PORT: u16 = 8081;
+        const SOURCES: &[Source] = &[Source::Client, Source::Pod3, Source::Host];
+        let mut bed = Bed::new();
+        bed.serve(|lab| &lab.pods[0], "pod1-other", POD1.address, OTHER_PORT);
+        let put = |target: u16| {
+            let mut objects = vec![service("udp", NUMBER)];
+            objects.extend(slices("udp", &[POD1]).map(|mut slice| {
+                for port in slice["ports"].as_array_mut().unwrap() {
+                    port["port"] = json!(target);
+                }
+                slice
+            }));
+            bed.manifests.put("udp", &objects).unwrap();
+        };
+        put(ENDPOINT_PORT);
+        let _daemon = bed.start_proxy();
+        bed.wait_for_answers(SOURCES, "pod1");
+        put(OTHER_PORT);
+        bed.wait_for_answers(SOURCES, "pod1-other");
+        put(ENDPOINT_PORT);
+        bed.wait_for_answers(SOURCES, "pod1");
+    });
+}
+
+/// S-81: a refused datagram of the host leaves nothing behind that its next one would follow.
+#[test]
+fn refused_datagrams_leave_no_flow() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.put_udp(&[]);
+        let _daemon = bed.start_proxy();
+        for to in destination_addresses(NUMBER) {
+            for source in [Source::Host, Source::Pod3, Source::Client] {
+                bed.wait_for_answer(source, to, "refused");
+            }
+        }
+        for family in ["ipv4", "ipv6"] {
+            let left = bed.entries(family, &format!("sport={CLIENT_PORT} "));
+            assert!(left.is_empty(), "{left:?}");
         }
     });
 }
@@ -145,12 +272,12 @@ fn flows_of_others_are_left_alone() {
         let outcome = probe(&bed.lab.pods[2], Protocol::Udp, to, ProbeOptions::default());
         assert_eq!(outcome.to_string(), "node2");
         let through: SocketAddr = (NODE.v4, node_port(NUMBER)).into();
-        bed.wait_for_answer(through, "pod1");
+        bed.wait_for_answer(Source::Client, through, "pod1");
         let foreign = format!("dst={}", NODE2.v4);
         let before = bed.entries("ipv4", &foreign).len();
         assert_eq!(before, 1);
         bed.put_udp(&[POD2]);
-        bed.wait_for_answer(through, "pod2");
+        bed.wait_for_answer(Source::Client, through, "pod2");
         assert_eq!(bed.entries("ipv4", &foreign).len(), before);
     });
 }
@@ -185,7 +312,11 @@ fn one_way_flows_into_a_service_cidr_are_forgotten_at_start() {
             )
         };
         for ip in [unallocated.both(), elsewhere.both()].concat() {
-            assert_eq!(bed.send((ip, SERVICE_PORT).into()).to_string(), "timeout");
+            assert_eq!(
+                bed.send(Source::Client, (ip, SERVICE_PORT).into())
+                    .to_string(),
+                "timeout"
+            );
         }
         assert_eq!(n_entries(unallocated), (1, 1));
         assert_eq!(n_entries(elsewhere), (1, 1));

@@ -1,9 +1,9 @@
 //! What holds beside software that shares the host: other tables' translations, a DNS cache that
 //! has taken a ClusterIP, and clients in a hurry.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use integration::lab::{Dual, NODE, PODS};
+use integration::lab::{Dual, NODE, NODE_SECOND, PODS};
 use integration::manifest::{
     ENDPOINT_PORT, Endpoint, SERVICE_PORT, cluster_ip, external_ip, node_port, service,
     service_cidr, slices,
@@ -58,7 +58,7 @@ fn host_port() -> String {
     )
 }
 
-/// S-83
+/// S-83 (iii): a hostPort on the number of a NodePort that leads nowhere.
 #[test]
 fn other_tables_translations_win_over_a_node_port_without_endpoints() {
     in_sandbox(|| {
@@ -79,6 +79,86 @@ fn other_tables_translations_win_over_a_node_port_without_endpoints() {
             bed.nft("delete table inet hostport");
             bed.check(&sources, NODE, node_port(NUMBER), "refused");
         }
+    });
+}
+
+/// S-156: pods with the same hostPort at different addresses and protocols, loopback among them, get
+/// what is theirs, beside a NodePort of another number and one of the same.
+#[test]
+fn host_ports_are_left_alone() {
+    in_sandbox(|| {
+        const HOST_PORT: u16 = 31323;
+        let to_pod = |address: Dual, protocol: &str, pod: Dual| {
+            format!(
+                "ip daddr {} {protocol} dport {HOST_PORT} dnat ip to {}:{ENDPOINT_PORT}
+                 ip6 daddr {} {protocol} dport {HOST_PORT} dnat ip6 to [{}]:{ENDPOINT_PORT}
+                 ",
+                address.v4, pod.v4, address.v6, pod.v6
+            )
+        };
+        let rules = to_pod(NODE, "tcp", PODS[0])
+            + &to_pod(NODE, "udp", PODS[1])
+            + &to_pod(NODE_SECOND, "tcp", PODS[2]);
+        // As loopback goes, what leaves it needs another source, and there is no such way in IPv6.
+        let pod = PODS[0].v4;
+        let loopback =
+            format!("ip daddr 127.0.0.1 tcp dport {HOST_PORT} dnat ip to {pod}:{ENDPOINT_PORT}");
+        let table = format!(
+            "table inet hostport {{
+                 chain prerouting {{
+                     type nat hook prerouting priority -100
+                     {rules}
+                 }}
+                 chain output {{
+                     type nat hook output priority -100
+                     {rules}
+                     {loopback}
+                 }}
+                 chain postrouting {{
+                     type nat hook postrouting priority 100
+                     ip saddr 127.0.0.0/8 oifname != lo masquerade
+                 }}
+             }}"
+        );
+        let bed = Bed::new();
+        bed.lab
+            .node
+            .sysctl("net.ipv4.conf.all.route_localnet", "1")
+            .unwrap();
+        bed.nft(&table);
+        bed.put_service("Cluster", &[POD1]);
+        let check = || {
+            for (address, protocol, server) in [
+                (NODE, Protocol::Tcp, "pod1"),
+                (NODE, Protocol::Udp, "pod2"),
+                (NODE_SECOND, Protocol::Tcp, "pod3"),
+            ] {
+                for source in [Source::Client, Source::RemotePod, Source::Host] {
+                    for ip in address.both() {
+                        bed.check_one(source, protocol, (ip, HOST_PORT).into(), server);
+                    }
+                }
+            }
+            let loopback = (Ipv4Addr::LOCALHOST, HOST_PORT).into();
+            bed.check_one(Source::Host, Protocol::Tcp, loopback, "pod1");
+        };
+        check();
+        let _daemon = bed.start_proxy();
+        check();
+        bed.check(&[Source::Client], NODE, node_port(NUMBER), "pod1");
+        // The idle NodePort of another Service is on the same number.
+        bed.put("idle", NUMBER + 1, &[], |service| {
+            for port in service["spec"]["ports"].as_array_mut().unwrap() {
+                port["nodePort"] = json!(HOST_PORT);
+            }
+        });
+        bed.check(
+            &[Source::Client],
+            cluster_ip(NUMBER + 1),
+            SERVICE_PORT,
+            "refused",
+        );
+        check();
     });
 }
 
@@ -112,7 +192,7 @@ fn untrack(address: Dual) -> String {
     )
 }
 
-/// S-84
+/// S-84: neither translated nor refused is what connection tracking is not to see.
 #[test]
 fn a_node_local_cache_on_a_cluster_ip_keeps_its_packets() {
     in_sandbox(|| {
@@ -151,7 +231,7 @@ fn a_node_local_cache_on_a_cluster_ip_keeps_its_packets() {
     });
 }
 
-/// S-79
+/// S-79, under the kernel's own limits.
 #[test]
 fn many_quick_tcp_connections_are_all_refused() {
     in_sandbox(|| {

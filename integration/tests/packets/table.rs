@@ -613,6 +613,9 @@ fn cells(protocol: Protocol, family: usize) -> Vec<Cell> {
     cells
 }
 
+/// The rules that [`ROWS`] and [`SPECIALS`] name, and with them S-127 and S-157, S-133, S-134, S-136,
+/// S-139 and S-144: an endpoint meets all endpoints, itself included, by every kind of destination;
+/// those in the node's own network are like others; and the policies, wherever one comes from.
 #[test]
 fn every_destination_from_every_source() {
     in_sandbox(|| {
