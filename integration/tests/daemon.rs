@@ -263,7 +263,7 @@ fn nothing_is_written_before_the_lists_are_complete() {
     });
 }
 
-/// S-115: a changed ServiceCIDR acts at once. O-74: so does a node address that appears.
+/// S-115: a changed ServiceCIDR acts at once. S-178, O-74: so does a node address that appears.
 #[test]
 fn service_cidrs_and_addresses_are_followed() {
     in_sandbox(|| {

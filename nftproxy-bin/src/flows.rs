@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use nftproxy_core::apply::ApplyError;
-use nftproxy_core::apply::netlink::conntrack::Conntrack;
+use nftproxy_core::apply::netlink::conntrack::{Conntrack, Flow};
 use nftproxy_core::compile::{Leftovers, StaleFlows};
 use nftproxy_core::model::{Family, V4, V6};
 use tracing::{debug, warn};
@@ -58,7 +58,6 @@ struct Pending {
 }
 
 /// What is yet to be done in one family.
-#[derive(Clone)]
 struct Todo<F: Family> {
     /// For each destination only the latest counts, which bounds it.
     by_destination: BTreeMap<(F::Address, NonZeroU16), StaleFlows<F>>,
@@ -87,8 +86,49 @@ impl<F: Family> Todo<F> {
         self.new_service_cidrs.extend(new_service_cidrs);
     }
 
+    /// Takes back what could not be done; what came meanwhile is newer.
+    fn put_back(&mut self, undone: Self) {
+        for (destination, flows) in undone.by_destination {
+            self.by_destination.entry(destination).or_insert(flows);
+        }
+        self.new_service_cidrs.extend(undone.new_service_cidrs);
+    }
+
     fn is_empty(&self) -> bool {
         self.by_destination.is_empty() && self.new_service_cidrs.is_empty()
+    }
+}
+
+/// Where the kernel keeps its flows: [`Conntrack`].
+trait FlowTable {
+    fn find_stale<F: Family>(
+        &mut self,
+        stale: &[StaleFlows<F>],
+    ) -> Result<Vec<Flow<F>>, ApplyError>;
+    fn find_one_way<F: Family>(
+        &mut self,
+        ranges: &[(F::Address, u8)],
+    ) -> Result<Vec<Flow<F>>, ApplyError>;
+    fn delete<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError>;
+}
+
+impl FlowTable for Conntrack {
+    fn find_stale<F: Family>(
+        &mut self,
+        stale: &[StaleFlows<F>],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        Self::find_stale(self, stale)
+    }
+
+    fn find_one_way<F: Family>(
+        &mut self,
+        ranges: &[(F::Address, u8)],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        Self::find_one_way(self, ranges)
+    }
+
+    fn delete<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError> {
+        Self::delete(self, flows)
     }
 }
 
@@ -112,7 +152,7 @@ impl Pending {
     }
 }
 
-fn run(mut conntrack: Conntrack, receiver: &Receiver<Flows>) {
+fn run(mut table: impl FlowTable, receiver: &Receiver<Flows>) {
     let mut pending = Pending::default();
     loop {
         let received = if pending.is_empty() {
@@ -129,13 +169,13 @@ fn run(mut conntrack: Conntrack, receiver: &Receiver<Flows>) {
         let v4 = work(
             &mut pending,
             |pending| &mut pending.v4,
-            &mut conntrack,
+            &mut table,
             receiver,
         );
         let v6 = work(
             &mut pending,
             |pending| &mut pending.v6,
-            &mut conntrack,
+            &mut table,
             receiver,
         );
         for result in [v4, v6] {
@@ -151,40 +191,127 @@ fn run(mut conntrack: Conntrack, receiver: &Receiver<Flows>) {
     }
 }
 
-/// Does what is to be done in one family, and returns how many flows were deleted.
+/// Does what is to be done in one family, and returns how many flows were deleted. What comes
+/// meanwhile is still to be done.
 fn work<F: Family>(
     pending: &mut Pending,
     of_family: fn(&mut Pending) -> &mut Todo<F>,
-    conntrack: &mut Conntrack,
+    table: &mut impl FlowTable,
     receiver: &Receiver<Flows>,
 ) -> Result<usize, ApplyError> {
-    let wanted = of_family(pending).clone();
-    let mut n_deleted = 0;
-    if !wanted.new_service_cidrs.is_empty() {
-        let cidrs: Vec<_> = wanted.new_service_cidrs.iter().copied().collect();
-        let found = conntrack.find_one_way::<F>(&cidrs)?;
-        conntrack.delete(&found)?;
-        n_deleted += found.len();
-        of_family(pending).new_service_cidrs.clear();
+    let todo = std::mem::take(of_family(pending));
+    let result = forget(&todo, pending, of_family, table, receiver);
+    if result.is_err() {
+        of_family(pending).put_back(todo);
     }
-    let flows: Vec<_> = wanted.by_destination.values().cloned().collect();
-    let mut found = conntrack.find_stale(&flows)?;
+    result
+}
+
+fn forget<F: Family>(
+    todo: &Todo<F>,
+    pending: &mut Pending,
+    of_family: fn(&mut Pending) -> &mut Todo<F>,
+    table: &mut impl FlowTable,
+    receiver: &Receiver<Flows>,
+) -> Result<usize, ApplyError> {
+    let mut n_deleted = 0;
+    if !todo.new_service_cidrs.is_empty() {
+        let cidrs: Vec<_> = todo.new_service_cidrs.iter().copied().collect();
+        let found = table.find_one_way::<F>(&cidrs)?;
+        table.delete(&found)?;
+        n_deleted += found.len();
+    }
+    let flows: Vec<_> = todo.by_destination.values().cloned().collect();
+    let mut found = table.find_stale(&flows)?;
     if !found.is_empty() {
         // A sync may have led some of them there meanwhile; its message comes right after it.
         std::thread::sleep(SETTLE);
         pending.add_waiting(receiver);
-        let latest = &of_family(pending).by_destination;
+        let newer = &of_family(pending).by_destination;
         found.retain(|flow| {
-            latest
+            newer
                 .get(&flow.destination)
-                .is_some_and(|flows| flow.is_stale(flows))
+                .is_none_or(|flows| flow.is_stale(flows))
         });
-        conntrack.delete(&found)?;
+        table.delete(&found)?;
         n_deleted += found.len();
     }
-    // What has changed meanwhile is still to be done.
-    of_family(pending)
-        .by_destination
-        .retain(|destination, flows| wanted.by_destination.get(destination) != Some(flows));
     Ok(n_deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use nftproxy_core::compile::Keep;
+
+    use super::*;
+
+    /// A table that is empty and fails at first, and says what it is asked for.
+    struct Failing {
+        n_failures: usize,
+        asked: Sender<Vec<Ipv4Addr>>,
+    }
+
+    impl FlowTable for Failing {
+        fn find_stale<F: Family>(
+            &mut self,
+            stale: &[StaleFlows<F>],
+        ) -> Result<Vec<Flow<F>>, ApplyError> {
+            let addresses = stale.iter().map(|flows| flows.address.into());
+            let addresses = addresses.filter_map(<V4 as Family>::address).collect();
+            let _ = self.asked.send(addresses);
+            if self.n_failures > 0 {
+                self.n_failures -= 1;
+                return Err(ApplyError::Unstable);
+            }
+            Ok(Vec::new())
+        }
+
+        fn find_one_way<F: Family>(
+            &mut self,
+            _: &[(F::Address, u8)],
+        ) -> Result<Vec<Flow<F>>, ApplyError> {
+            Ok(Vec::new())
+        }
+
+        fn delete<F: Family>(&mut self, _: &[Flow<F>]) -> Result<(), ApplyError> {
+            Ok(())
+        }
+    }
+
+    fn flows_to(address: [u8; 4]) -> Flows {
+        Flows::V4(Leftovers {
+            flows: vec![StaleFlows {
+                address: address.into(),
+                port: NonZeroU16::MIN,
+                keep: Keep::default(),
+            }],
+            new_service_cidrs: Vec::new(),
+        })
+    }
+
+    /// S-125: what fails is tried again, together with what has come since, until it works.
+    #[test]
+    fn s125_failures_are_retried() {
+        let (asked, questions) = channel();
+        let table = Failing {
+            n_failures: 1,
+            asked,
+        };
+        let (sender, receiver) = channel();
+        let worker = std::thread::spawn(move || run(table, &receiver));
+        let next_v4_question = || {
+            let mut questions = questions.iter().filter(|addresses| !addresses.is_empty());
+            questions.next().unwrap()
+        };
+        let (first, second) = ([10, 96, 0, 1], [10, 96, 0, 2]);
+        sender.send(flows_to(first)).unwrap();
+        assert_eq!(next_v4_question(), [Ipv4Addr::from(first)]);
+        sender.send(flows_to(second)).unwrap();
+        assert_eq!(next_v4_question(), [first, second].map(Ipv4Addr::from));
+        drop(sender);
+        worker.join().unwrap();
+        assert!(questions.iter().all(|addresses| addresses.is_empty()));
+    }
 }

@@ -37,6 +37,7 @@ fn s77_s78_s83_hooks_and_priorities() {
 }
 
 /// S-96: all base chains have type nat, so that rules see the first packet of a connection alone.
+/// S-149, S-170: none judges packets that connection tracking takes for invalid.
 #[test]
 fn s96_all_base_chains_are_of_type_nat() {
     let state = every_address(TrafficPolicy::Cluster, TrafficPolicy::Cluster, &[HERE]);
