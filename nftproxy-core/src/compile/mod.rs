@@ -477,17 +477,14 @@ impl<F: Family> Compilation<F> {
             self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
             changes.replace(old.as_ref(), Some(&rules));
             self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
-            self.count(&rules);
-            if let Some(old) = &old {
-                self.discount(old);
-            }
+            self.count(old.as_ref(), Some(&rules));
             ports.push(rules);
         }
         for old in &old_ports {
             changes.replace(Some(old), None);
             self.note_stale_flows(Some(old), None);
             self.is_affinity_stale |= forgets(old, None);
-            self.discount(old);
+            self.count(Some(old), None);
         }
 
         let cluster_ip = service
@@ -552,23 +549,21 @@ impl<F: Family> Compilation<F> {
         (rules, usable.serving)
     }
 
-    fn count(&mut self, rules: &PortRules<F>) {
-        rules
-            .hairpin
-            .iter()
-            .for_each(|address| self.hairpin.add(*address));
-        picks_of(rules).for_each(|pick| self.picks.add(pick));
-        self.n_restricted += n_restricted(rules);
-        self.affinity_timeouts.extend(rules.affinity);
-    }
-
-    fn discount(&mut self, rules: &PortRules<F>) {
-        rules
-            .hairpin
-            .iter()
-            .for_each(|address| self.hairpin.remove(*address));
-        picks_of(rules).for_each(|pick| self.picks.remove(pick));
-        self.n_restricted -= n_restricted(rules);
+    /// Brings up to date what is counted over all ports.
+    fn count(&mut self, old: Option<&PortRules<F>>, new: Option<&PortRules<F>>) {
+        let old_hairpin = old.map_or(&[][..], |rules| &rules.hairpin);
+        let new_hairpin = new.map_or(&[][..], |rules| &rules.hairpin);
+        not_in(old_hairpin, new_hairpin).for_each(|come| self.hairpin.add(*come));
+        not_in(new_hairpin, old_hairpin).for_each(|gone| self.hairpin.remove(*gone));
+        if let Some(new) = new {
+            picks_of(new).for_each(|pick| self.picks.add(pick));
+            self.n_restricted += n_restricted(new);
+            self.affinity_timeouts.extend(new.affinity);
+        }
+        if let Some(old) = old {
+            picks_of(old).for_each(|pick| self.picks.remove(pick));
+            self.n_restricted -= n_restricted(old);
+        }
     }
 
     fn update_node_port_ips(&mut self, node: &Node, changes: &mut Changes<F>) {
@@ -662,6 +657,15 @@ fn picks_of<F: Family>(rules: &PortRules<F>) -> impl Iterator<Item = Pick> {
         // A sticky one leads on to the plain one.
         let sticky = n.filter(|_| is_sticky).map(|n| pick(n, true));
         plain.into_iter().chain(sticky)
+    })
+}
+
+/// What `things` have that `others` have not; both are in order.
+fn not_in<'a, T: Ord>(others: &'a [T], things: &'a [T]) -> impl Iterator<Item = &'a T> {
+    let mut others = others.iter().peekable();
+    things.iter().filter(move |thing| {
+        while others.next_if(|other| other < thing).is_some() {}
+        others.peek() != Some(thing)
     })
 }
 

@@ -13,10 +13,18 @@ pub(super) fn assign<F: Family>(
     wanted: &[EndpointAddress<F>],
 ) -> Box<[EndpointAddress<F>]> {
     let mut placed = vec![false; wanted.len()];
+    // Slots are in order but for what changed since they were first assigned, so most of the time
+    // the next one is right there.
+    let mut next = 0;
     let mut slots: Vec<Option<EndpointAddress<F>>> = current
         .iter()
         .map(|endpoint| {
-            let index = wanted.binary_search(endpoint).ok()?;
+            let index = if wanted.get(next) == Some(endpoint) {
+                next
+            } else {
+                wanted.binary_search(endpoint).ok()?
+            };
+            next = index + 1;
             (!std::mem::replace(&mut placed[index], true)).then_some(*endpoint)
         })
         .collect();

@@ -43,7 +43,7 @@ pub struct EndpointSlice {
     pub service: ServiceName,
     /// `ports`, without those that have no name or no number.
     pub ports: Box<[SlicePort]>,
-    /// `endpoints`, of the slice's `addressType`.
+    /// `endpoints`, of the slice's `addressType`; [`super::State`] keeps them in order of address.
     pub endpoints: SliceEndpoints,
 }
 
@@ -54,6 +54,16 @@ pub enum SliceEndpoints {
     V4(Box<[Endpoint<V4>]>),
     /// `addressType: IPv6`
     V6(Box<[Endpoint<V6>]>),
+}
+
+impl SliceEndpoints {
+    /// Sorts them by address; those with the same one keep their order.
+    pub(super) fn sort(&mut self) {
+        match self {
+            Self::V4(endpoints) => endpoints.sort_by_key(|endpoint| endpoint.address),
+            Self::V6(endpoints) => endpoints.sort_by_key(|endpoint| endpoint.address),
+        }
+    }
 }
 
 /// One entry of a slice's `ports`.

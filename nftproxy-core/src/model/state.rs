@@ -52,7 +52,9 @@ impl State {
     }
 
     /// Adds or replaces a slice. If it has moved to another Service, both are affected.
-    pub fn apply_slice(&mut self, slice: EndpointSlice) {
+    pub fn apply_slice(&mut self, mut slice: EndpointSlice) {
+        // Who looks for the endpoints of a Service sorts them all, and finds most of it done.
+        slice.endpoints.sort();
         match self.slices.get(&slice.name) {
             Some(old) if *old == slice => return,
             Some(old) if old.service != slice.service => self.delete_slice(&slice.name.clone()),
