@@ -31,7 +31,7 @@ fn dirty(state: &mut State) -> Vec<String> {
 fn slices_of(state: &State, service: &str) -> Vec<String> {
     let service = service_name(service);
     let slices = state.slices(&service);
-    slices.map(|slice| slice.name.to_string()).collect()
+    slices.iter().map(|slice| slice.name.to_string()).collect()
 }
 
 /// S-19
@@ -138,7 +138,7 @@ fn s37_slices_outlive_their_service() {
     state.apply_service(web());
     let with_both = compile(&state, &mk_node());
     state.delete_service(&service_name("web"));
-    assert_eq!(state.services().len(), 0);
+    assert_eq!(state.services().count(), 0);
     assert_eq!(slices_of(&state, "web"), ["default/web-1"]);
     state.apply_service(web());
     assert_eq!(compile(&state, &mk_node()), with_both);

@@ -19,8 +19,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model::{
-    EndpointAddress, Family, Node, NodePortAddresses, Protocol, Service, ServiceName, State,
-    TrafficPolicy, V4, V6,
+    EndpointAddress, EndpointSlice, Family, Node, NodePortAddresses, Protocol, Service,
+    ServiceName, State, TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
@@ -439,7 +439,7 @@ impl<F: Family> Compilation<F> {
         seeds: &Seeds<F>,
         changes: &mut Changes<F>,
     ) {
-        let service = state.service(name);
+        let (service, slices) = state.service_and_slices(name);
         let compiled = self.services.entry(name.clone()).or_default();
         let mut old_ports = std::mem::take(&mut compiled.ports);
         let old_cluster_ip = compiled.cluster_ip.take();
@@ -473,7 +473,7 @@ impl<F: Family> Compilation<F> {
                 .position(|old| old.comment == comment)
                 .map(|at| old_ports.remove(at));
             let (rules, serving) =
-                self.port_rules(state, node, service, port, comment, routes, &old, seeds);
+                self.port_rules(node, service, slices, port, comment, routes, &old, seeds);
             self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
             changes.replace(old.as_ref(), Some(&rules));
             self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
@@ -511,16 +511,16 @@ impl<F: Family> Compilation<F> {
     /// A port's rules, and all endpoints that serve.
     fn port_rules(
         &self,
-        state: &State,
         node: &Node,
         service: &Service,
+        slices: &[EndpointSlice],
         port: &crate::model::ServicePort,
         comment: Arc<str>,
         mut routes: Vec<port::Route<F>>,
         old: &Option<PortRules<F>>,
         seeds: &Seeds<F>,
     ) -> (PortRules<F>, Vec<EndpointAddress<F>>) {
-        let usable = usable::usable::<F>(port, state.slices(&service.name), node.zone.as_deref());
+        let usable = usable::usable::<F>(port, slices, node.zone.as_deref());
         let has_local = routes
             .iter()
             .any(|route| route.policy == TrafficPolicy::Local);

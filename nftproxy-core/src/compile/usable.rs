@@ -49,9 +49,9 @@ impl<F: Family> Candidate<'_, F> {
 /// Picks the usable endpoints of a port out of a Service's slices.
 ///
 /// `slices` come in a fixed order; among equal copies of an endpoint the first wins.
-pub(super) fn usable<'a, F: Family>(
+pub(super) fn usable<F: Family>(
     port: &ServicePort,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+    slices: &[EndpointSlice],
     zone: Option<&str>,
 ) -> Usable<F> {
     let candidates = candidates::<F>(port, slices);
@@ -109,7 +109,7 @@ pub(super) fn usable<'a, F: Family>(
 /// All endpoints of the port, the best copy of each, in order of address and port.
 pub(super) fn candidates<'a, F: Family>(
     port: &ServicePort,
-    slices: impl Iterator<Item = &'a EndpointSlice>,
+    slices: &'a [EndpointSlice],
 ) -> Vec<Candidate<'a, F>> {
     let mut candidates = Vec::new();
     for slice in slices {

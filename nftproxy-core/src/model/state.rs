@@ -13,39 +13,56 @@ use super::{EndpointSlice, Family, Service, ServiceName, SliceName};
 /// the Service may arrive later.
 #[derive(Debug, Default)]
 pub struct State {
-    services: BTreeMap<ServiceName, Service>,
-    slices: BTreeMap<SliceName, EndpointSlice>,
-    /// Which slices belong to a Service: the index of `slices` by their `service` field.
-    slices_by_service: BTreeMap<ServiceName, BTreeSet<SliceName>>,
+    by_name: BTreeMap<ServiceName, Entry>,
+    /// Which Service each slice is filed under.
+    service_of_slice: BTreeMap<SliceName, ServiceName>,
     service_cidrs: BTreeMap<Box<str>, Box<[IpNet]>>,
     dirty: BTreeSet<ServiceName>,
+}
+
+/// What is known under a Service's name; never nothing.
+#[derive(Debug, Default)]
+struct Entry {
+    /// Boxed, as a map keeps room for more entries than it has.
+    service: Option<Box<Service>>,
+    /// In order of name.
+    slices: Vec<EndpointSlice>,
+}
+
+impl Entry {
+    fn slice(&self, name: &SliceName) -> Result<usize, usize> {
+        self.slices.binary_search_by(|slice| slice.name.cmp(name))
+    }
 }
 
 impl State {
     /// Adds or replaces a Service.
     pub fn apply_service(&mut self, service: Service) {
         let name = service.name.clone();
-        if self.services.get(&name) != Some(&service) {
-            self.services.insert(name.clone(), service);
+        let entry = self.by_name.entry(name.clone()).or_default();
+        if entry.service.as_deref() != Some(&service) {
+            entry.service = Some(Box::new(service));
             self.dirty.insert(name);
         }
     }
 
     /// Removes a Service; its slices are kept.
     pub fn delete_service(&mut self, name: &ServiceName) {
-        if self.services.remove(name).is_some() {
+        let Some(entry) = self.by_name.get_mut(name) else {
+            return;
+        };
+        if entry.service.take().is_some() {
             self.dirty.insert(name.clone());
+        }
+        if entry.slices.is_empty() {
+            self.by_name.remove(name);
         }
     }
 
     /// Removes the Services that `keep` refuses: the end of a complete list.
     pub fn retain_services(&mut self, keep: impl Fn(&ServiceName) -> bool) {
-        let gone: Vec<_> = self
-            .services
-            .keys()
-            .filter(|name| !keep(name))
-            .cloned()
-            .collect();
+        let names = self.services().map(|service| &service.name);
+        let gone: Vec<_> = names.filter(|name| !keep(name)).cloned().collect();
         for name in gone {
             self.delete_service(&name);
         }
@@ -55,41 +72,48 @@ impl State {
     pub fn apply_slice(&mut self, mut slice: EndpointSlice) {
         // Who looks for the endpoints of a Service sorts them all, and finds most of it done.
         slice.endpoints.sort();
-        match self.slices.get(&slice.name) {
-            Some(old) if *old == slice => return,
-            Some(old) if old.service != slice.service => self.delete_slice(&slice.name.clone()),
-            _ => {}
+        let known_as = self.service_of_slice.get(&slice.name);
+        if known_as.is_some_and(|service| *service != slice.service) {
+            self.delete_slice(&slice.name);
         }
-        self.slices_by_service
-            .entry(slice.service.clone())
-            .or_default()
-            .insert(slice.name.clone());
-        self.dirty.insert(slice.service.clone());
-        self.slices.insert(slice.name.clone(), slice);
+        let entry = self.by_name.entry(slice.service.clone());
+        // One copy of the name for all that have it.
+        slice.service = entry.key().clone();
+        let (name, service) = (slice.name.clone(), slice.service.clone());
+        let entry = entry.or_default();
+        match entry.slice(&name) {
+            Ok(index) if entry.slices[index] == slice => return,
+            Ok(index) => entry.slices[index] = slice,
+            Err(index) => {
+                // Most Services have one, or one per family.
+                entry.slices.reserve_exact(1);
+                entry.slices.insert(index, slice);
+                self.service_of_slice.insert(name, service.clone());
+            }
+        }
+        self.dirty.insert(service);
     }
 
     /// Removes a slice.
     pub fn delete_slice(&mut self, name: &SliceName) {
-        let Some(slice) = self.slices.remove(name) else {
+        let Some(service) = self.service_of_slice.remove(name) else {
             return;
         };
-        if let Some(names) = self.slices_by_service.get_mut(&slice.service) {
-            names.remove(name);
-            if names.is_empty() {
-                self.slices_by_service.remove(&slice.service);
+        if let Some(entry) = self.by_name.get_mut(&service) {
+            if let Ok(index) = entry.slice(name) {
+                entry.slices.remove(index);
+            }
+            if entry.slices.is_empty() && entry.service.is_none() {
+                self.by_name.remove(&service);
             }
         }
-        self.dirty.insert(slice.service);
+        self.dirty.insert(service);
     }
 
     /// Removes the slices that `keep` refuses: the end of a complete list.
     pub fn retain_slices(&mut self, keep: impl Fn(&SliceName) -> bool) {
-        let gone: Vec<_> = self
-            .slices
-            .keys()
-            .filter(|name| !keep(name))
-            .cloned()
-            .collect();
+        let names = self.service_of_slice.keys();
+        let gone: Vec<_> = names.filter(|name| !keep(name)).cloned().collect();
         for name in gone {
             self.delete_slice(&name);
         }
@@ -113,7 +137,11 @@ impl State {
 
     /// Marks every Service as dirty, for when something changed that all depend on.
     pub fn mark_all_dirty(&mut self) {
-        self.dirty.extend(self.services.keys().cloned());
+        let names = self.by_name.values().filter_map(|entry| {
+            let service = entry.service.as_deref()?;
+            Some(service.name.clone())
+        });
+        self.dirty.extend(names);
     }
 
     /// The Services whose rules may have changed since the last call, in order of name.
@@ -128,18 +156,27 @@ impl State {
 
     /// A Service by name.
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
-        self.services.get(name)
+        self.service_and_slices(name).0
     }
 
     /// All Services, in order of name.
-    pub fn services(&self) -> impl ExactSizeIterator<Item = &Service> {
-        self.services.values()
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.by_name
+            .values()
+            .filter_map(|entry| entry.service.as_deref())
     }
 
     /// The slices of a Service, in order of slice name.
-    pub fn slices(&self, service: &ServiceName) -> impl Iterator<Item = &EndpointSlice> {
-        let names = self.slices_by_service.get(service).into_iter().flatten();
-        names.filter_map(|name| self.slices.get(name))
+    pub fn slices(&self, service: &ServiceName) -> &[EndpointSlice] {
+        self.service_and_slices(service).1
+    }
+
+    /// A Service by name, and its slices, in order of slice name.
+    pub fn service_and_slices(&self, name: &ServiceName) -> (Option<&Service>, &[EndpointSlice]) {
+        match self.by_name.get(name) {
+            Some(Entry { service, slices }) => (service.as_deref(), slices),
+            None => (None, &[]),
+        }
     }
 
     /// The ranges of all ServiceCIDRs in one family (address, prefix length), merged, in order.

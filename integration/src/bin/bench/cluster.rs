@@ -310,6 +310,7 @@ fn slice_of(state: &State, service: u32, endpoint: u32) -> EndpointSlice {
     let name = slice_name(service, "v4", endpoint / ENDPOINTS_PER_SLICE);
     state
         .slices(&service_name(service))
+        .iter()
         .find(|slice| slice.name == name)
         .cloned()
         .expect("the cluster has the Service and the endpoint")

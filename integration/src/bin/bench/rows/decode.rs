@@ -39,7 +39,7 @@ fn rows(scale: Scale, n_services: u32) -> Result<Vec<Row>> {
     decode_slices(&slices, &mut state)?;
     let with_slices = Memory::read()?.now;
     let n_endpoints = count_endpoints(&state);
-    let n_services = state.services().len();
+    let n_services = state.services().count();
 
     let bytes_each = |mib: f64, n: usize| mib * f64::from(1 << 20) / n as f64;
     let services = row(scale, "Services", &services, decode_services)?
