@@ -25,7 +25,7 @@ demo: setup ## see it work: namespaces, real packets, live changes (root)
 	$(CARGO) build --package nftproxy-bin --package integration
 	$(CARGO) run --quiet --package integration --bin demo
 
-bench: setup ## what each kind of change costs, beside what the kernel alone needs: five minutes (root)
+bench: setup ## what each kind of change costs, beside what the kernel alone needs: three minutes (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make bench needs root: it makes network namespaces, and batches larger than a user may send"; exit 1; fi
 	$(CARGO) build --release --package integration --bin bench
 	$(CARGO) run --release --quiet --package integration --bin bench -- $(BENCH)

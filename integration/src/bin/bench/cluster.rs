@@ -14,10 +14,12 @@ use nftproxy_core::model::{
 };
 
 /// What Kubernetes puts into a slice at most.
-const ENDPOINTS_PER_SLICE: u32 = 100;
+pub(crate) const ENDPOINTS_PER_SLICE: u32 = 100;
 /// Endpoints are spread over so many nodes; the first is this one.
 pub(crate) const NODES: u32 = 100;
 
+/// The range of all ClusterIPs.
+pub(crate) const CLUSTER_IP_RANGE: &str = "10.64.0.0/10";
 const CLUSTER_IPS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
 const ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
 const LATER_ENDPOINTS: Ipv4Addr = Ipv4Addr::new(10, 192, 0, 0);
@@ -84,19 +86,21 @@ impl Event {
     }
 }
 
-/// A cluster of equal Services, each with one TCP port.
+/// A cluster of equal Services, each with one port.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cluster {
     pub(crate) size: Size,
     pub(crate) is_dual_stack: bool,
+    pub(crate) protocol: Protocol,
 }
 
 impl Cluster {
-    /// A cluster with IPv4 only.
+    /// A cluster with IPv4 and TCP only.
     pub(crate) fn new(size: Size) -> Self {
         Self {
             size,
             is_dual_stack: false,
+            protocol: Protocol::Tcp,
         }
     }
 
@@ -105,7 +109,7 @@ impl Cluster {
         let mut state = State::default();
         state.apply_service_cidr(
             "kubernetes",
-            ["10.64.0.0/10", "fd00:10:64::/108"].map(|cidr| cidr.parse().expect("it is a range")),
+            [CLUSTER_IP_RANGE, "fd00:10:64::/108"].map(|cidr| cidr.parse().expect("it is a range")),
         );
         for number in 0..self.size.services {
             for event in self.service_added(number) {
@@ -118,7 +122,7 @@ impl Cluster {
     /// The events by which a Service comes, with its slices. Numbers beyond the size are Services
     /// that the cluster does not have yet.
     pub(crate) fn service_added(&self, number: u32) -> Vec<Event> {
-        let service = Event::Service(service(number, self.is_dual_stack));
+        let service = Event::Service(self.service(number));
         let slices = self.slices(number).into_iter().map(Event::Slice);
         [service].into_iter().chain(slices).collect()
     }
@@ -133,6 +137,51 @@ impl Cluster {
             .collect()
     }
 
+    fn service(&self, number: u32) -> Service {
+        Service {
+            name: service_name(number),
+            created: i64::from(number),
+            cluster_ips: ClusterIps {
+                v4: Some(destination(number).0),
+                v6: self
+                    .is_dual_stack
+                    .then(|| offset_v6(CLUSTER_IPS_V6, number)),
+            },
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            session_affinity: None,
+            health_check_node_port: None,
+            ports: Box::new([ServicePort {
+                name: "http".into(),
+                protocol: self.protocol,
+                port: PORT,
+                node_port: None,
+            }]),
+        }
+    }
+
+    fn slice(
+        &self,
+        number: u32,
+        family: &str,
+        part: u32,
+        endpoints: SliceEndpoints,
+    ) -> EndpointSlice {
+        EndpointSlice {
+            name: slice_name(number, family, part),
+            service: service_name(number),
+            ports: Box::new([SlicePort {
+                name: "http".into(),
+                protocol: self.protocol,
+                port: TARGET_PORT,
+            }]),
+            endpoints,
+        }
+    }
+
     fn slices(&self, number: u32) -> Vec<EndpointSlice> {
         let all: Vec<_> = (0..self.size.endpoints).collect();
         let mut slices = Vec::new();
@@ -144,12 +193,12 @@ impl Cluster {
                 .clone()
                 .map(|id| endpoint(id, offset(ENDPOINTS, id)))
                 .collect();
-            slices.push(slice(number, "v4", part, SliceEndpoints::V4(v4)));
+            slices.push(self.slice(number, "v4", part, SliceEndpoints::V4(v4)));
             if self.is_dual_stack {
                 let v6 = ids
                     .map(|id| endpoint(id, offset_v6(ENDPOINTS_V6, id)))
                     .collect();
-                slices.push(slice(number, "v6", part, SliceEndpoints::V6(v6)));
+                slices.push(self.slice(number, "v6", part, SliceEndpoints::V6(v6)));
             }
         }
         slices
@@ -241,48 +290,11 @@ fn service_name(number: u32) -> ServiceName {
     )
 }
 
-fn service(number: u32, is_dual_stack: bool) -> Service {
-    Service {
-        name: service_name(number),
-        created: i64::from(number),
-        cluster_ips: ClusterIps {
-            v4: Some(destination(number).0),
-            v6: is_dual_stack.then(|| offset_v6(CLUSTER_IPS_V6, number)),
-        },
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        session_affinity: None,
-        health_check_node_port: None,
-        ports: Box::new([ServicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: PORT,
-            node_port: None,
-        }]),
-    }
-}
-
 fn slice_name(number: u32, family: &str, part: u32) -> SliceName {
     SliceName::new(
         &format!("team-{}", number % 100),
         &format!("service-{number}-{family}-{part}"),
     )
-}
-
-fn slice(number: u32, family: &str, part: u32, endpoints: SliceEndpoints) -> EndpointSlice {
-    EndpointSlice {
-        name: slice_name(number, family, part),
-        service: service_name(number),
-        ports: Box::new([SlicePort {
-            name: "http".into(),
-            protocol: Protocol::Tcp,
-            port: TARGET_PORT,
-        }]),
-        endpoints,
-    }
 }
 
 /// Whether an endpoint is on this node.

@@ -33,12 +33,15 @@ use table::{Results, Row};
 #[derive(Debug, Parser)]
 #[command(max_term_width = 100)]
 struct Arguments {
-    /// Run only jobs whose name contains this
+    /// Run only jobs whose name contains this; `daemon`, which builds nftproxy first, runs only so
     #[arg(long, value_name = "SUBSTRING", default_value = "")]
     only: String,
     /// Where to write the results as JSON
     #[arg(long, value_name = "PATH", default_value = "target/bench.json")]
     json: PathBuf,
+    /// Print tables in Markdown
+    #[arg(long)]
+    markdown: bool,
     /// Take small clusters, to see that it works
     #[arg(long)]
     quick: bool,
@@ -73,8 +76,13 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let mut rows = Vec::new();
     let mut failed = Vec::new();
-    let chosen = jobs.iter().filter(|job| job.name.contains(&arguments.only));
-    for job in chosen {
+    for job in &jobs {
+        if !job.is_chosen(&arguments.only) {
+            if let (Some(reason), "") = (job.skipped_because, arguments.only.as_str()) {
+                eprintln!("{0}: skipped, {reason}; --only {0} runs it", job.name);
+            }
+            continue;
+        }
         let start = Instant::now();
         eprint!("{} ... ", job.name);
         match in_child(job, arguments.quick) {
@@ -88,7 +96,12 @@ fn run(arguments: &Arguments) -> Result<()> {
             }
         }
     }
-    print!("{}", table::text(&rows));
+    let tables = if arguments.markdown {
+        table::markdown(&rows)
+    } else {
+        table::text(&rows)
+    };
+    print!("{tables}");
     let results = Results {
         version: env!("CARGO_PKG_VERSION"),
         kernel: kernel()?,

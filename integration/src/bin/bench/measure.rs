@@ -1,9 +1,11 @@
-//! Repetition, percentiles, memory.
+//! Repetition, percentiles, and what the kernel knows of a process.
 
 use std::fs;
+use std::process;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use nix::unistd::{SysconfVar, sysconf};
 
 use crate::table::Spread;
 
@@ -37,7 +39,11 @@ pub(crate) fn ms(duration: Duration) -> f64 {
 
 /// The spread of durations, in milliseconds.
 pub(crate) fn spread(durations: impl IntoIterator<Item = Duration>) -> Spread {
-    let mut values: Vec<_> = durations.into_iter().map(ms).collect();
+    spread_of(durations.into_iter().map(ms).collect())
+}
+
+/// The spread of numbers.
+pub(crate) fn spread_of(mut values: Vec<f64>) -> Spread {
     values.sort_by(f64::total_cmp);
     let at = |share: f64| {
         let rank = (values.len() as f64 * share).ceil() as usize;
@@ -59,7 +65,7 @@ pub(crate) fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
     values.sum::<f64>() / n
 }
 
-/// What this process takes of memory, in MiB.
+/// What a process takes of memory, in MiB.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Memory {
     pub(crate) now: f64,
@@ -68,9 +74,14 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
+    /// Of this process.
     pub(crate) fn read() -> Result<Self> {
-        let path = "/proc/self/status";
-        let status = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+        Self::of(process::id())
+    }
+
+    pub(crate) fn of(process: u32) -> Result<Self> {
+        let path = format!("/proc/{process}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         let mib = |field: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(field));
             let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
@@ -84,6 +95,33 @@ impl Memory {
     }
 }
 
+/// The CPU time that a process has used so far, its own and the kernel's, in steps of a clock tick.
+pub(crate) fn cpu_time(process: u32) -> Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+    // The second field, a name in brackets, may contain anything.
+    let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
+    let fields = fields.into_iter().flat_map(str::split_whitespace);
+    let ticks: Vec<u32> = fields
+        .skip(UTIME - 3)
+        .take(2)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let [utime, stime] = ticks[..] else {
+        bail!("finding CPU times in {path}");
+    };
+    let per_second = sysconf(SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .context("asking how long a clock tick is")?;
+    Ok(Duration::from_secs_f64(
+        f64::from(utime + stime) / per_second as f64,
+    ))
+}
+
+/// The number of a field in `/proc/PID/stat`; the next is `stime` (see `proc_pid_stat(5)`).
+const UTIME: usize = 14;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,5 +133,15 @@ mod tests {
         assert_eq!((n, p50, p99), (200, 100.0, 198.0));
         let Spread { n, p50, p99 } = spread([Duration::from_millis(7)]);
         assert_eq!((n, p50, p99), (1, 7.0, 7.0));
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_the_process() {
+        let before = cpu_time(process::id()).unwrap();
+        let start = Instant::now();
+        while cpu_time(process::id()).unwrap() < before + Duration::from_millis(20) {
+            assert!(start.elapsed() < Duration::from_secs(10), "it stands still");
+        }
+        assert!(Memory::read().unwrap().peak > 0.0);
     }
 }

@@ -86,7 +86,7 @@ fn row(
 }
 
 /// The objects of a recorded list.
-fn recorded(file: &str) -> Result<Vec<Value>> {
+pub(super) fn recorded(file: &str) -> Result<Vec<Value>> {
     let list: Value = serde_json::from_str(&fixtures::read(file))?;
     let items = list["items"].as_array().cloned();
     items.with_context(|| format!("{file} is not a list"))

@@ -5,6 +5,8 @@ mod burst;
 mod change;
 mod cold;
 mod conntrack;
+mod daemon;
+mod data_path;
 mod decode;
 mod restart;
 
@@ -22,6 +24,8 @@ pub(crate) struct Job {
     /// What `--only` chooses by.
     pub(crate) name: String,
     pub(crate) run: Box<dyn Fn() -> Result<Vec<Row>>>,
+    /// Why it runs only if it is asked for.
+    pub(crate) skipped_because: Option<&'static str>,
 }
 
 impl Job {
@@ -29,6 +33,16 @@ impl Job {
         Self {
             name,
             run: Box::new(run),
+            skipped_because: None,
+        }
+    }
+
+    /// Whether `--only` with this value chooses it. A job that has to be asked for wants the
+    /// beginning of its name.
+    pub(crate) fn is_chosen(&self, only: &str) -> bool {
+        match self.skipped_because {
+            Some(_) => !only.is_empty() && self.name.starts_with(only),
+            None => self.name.contains(only),
         }
     }
 }
@@ -43,6 +57,8 @@ pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
         affinity::jobs,
         conntrack::jobs,
         decode::jobs,
+        data_path::jobs,
+        daemon::jobs,
     ]
     .into_iter()
     .flat_map(|jobs| jobs(scale))
@@ -137,4 +153,24 @@ fn own(cost: &Cost) -> Duration {
 fn longest_batch(costs: &[Cost]) -> f64 {
     let longest = costs.iter().map(|cost| cost.longest_batch).max();
     longest.map_or(0.0, ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_has_to_be_asked_for_is_not_chosen_by_chance() {
+        let job = |name: &str| Job::new(name.into(), || Ok(Vec::new()));
+        let ordinary = job("cold sync");
+        let on_request = Job {
+            skipped_because: Some("as it takes long"),
+            ..job("daemon")
+        };
+        let chosen = |only: &str| [&ordinary, &on_request].map(|job| job.is_chosen(only));
+        assert_eq!(chosen(""), [true, false]);
+        assert_eq!(chosen("sync"), [true, false]);
+        assert_eq!(chosen("o"), [true, false]);
+        assert_eq!(chosen("daemon"), [false, true]);
+    }
 }

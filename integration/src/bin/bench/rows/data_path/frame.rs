@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use std::ops::Range;
 
 /// An Ethernet address.
-pub(crate) type Mac = [u8; 6];
+pub(super) type Mac = [u8; 6];
 
 const ETHERNET_LEN: usize = 14;
 const IP_LEN: usize = 20;
@@ -22,7 +22,7 @@ const ADDRESSES: [Range<usize>; 2] = [26..30, 30..34];
 const PORTS: [Range<usize>; 2] = [34..36, 36..38];
 
 /// A frame to `mac` with a datagram and valid checksums: without them it would not be tracked.
-pub(crate) fn udp(mac: Mac, source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
+pub(super) fn udp(mac: Mac, source: SocketAddrV4, destination: SocketAddrV4) -> Vec<u8> {
     let udp_len = (UDP_LEN + PAYLOAD.len()) as u16;
     let addresses = [source.ip().octets(), destination.ip().octets()].concat();
 
@@ -50,7 +50,7 @@ pub(crate) fn udp(mac: Mac, source: SocketAddrV4, destination: SocketAddrV4) -> 
 
 /// The reply to a frame that [`udp`] made, as it arrived, sent to `mac`. Sums do not depend on the
 /// order of what they sum up, so its checksums stay.
-pub(crate) fn reply(frame: &[u8], mac: Mac) -> Vec<u8> {
+pub(super) fn reply(frame: &[u8], mac: Mac) -> Vec<u8> {
     let mut reply = frame.to_vec();
     for [a, b] in [ADDRESSES, PORTS] {
         reply[a.clone()].copy_from_slice(&frame[b.clone()]);
@@ -62,14 +62,14 @@ pub(crate) fn reply(frame: &[u8], mac: Mac) -> Vec<u8> {
 }
 
 /// Whether these bytes are a frame that [`udp`] made, translated or not.
-pub(crate) fn is_udp(frame: &[u8]) -> bool {
+pub(super) fn is_udp(frame: &[u8]) -> bool {
     frame.len() == ETHERNET_LEN + IP_LEN + UDP_LEN + PAYLOAD.len()
         && frame[12..14] == ETHERTYPE_IPV4
         && frame[23] == PROTOCOL_UDP
 }
 
 /// The bytes of a frame's destination address.
-pub(crate) fn destination(frame: &[u8]) -> &[u8] {
+pub(super) fn destination(frame: &[u8]) -> &[u8] {
     let [_, destination] = ADDRESSES;
     &frame[destination]
 }

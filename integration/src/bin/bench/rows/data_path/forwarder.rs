@@ -8,7 +8,7 @@
 //! The node forwards everything to the sink, whose interface has another Ethernet address than the
 //! frames, so that it drops them at once. A veth pair hands packets over on the CPU that sends
 //! them: when a send returns, its packets have reached the sink, and the time it took is what all
-//! of the way cost. Nothing here knows what rules the node has. Read [`Bed::send`] first.
+//! of the way cost. Nothing here knows what rules the node has. Read [`Forwarder::send`] first.
 
 use std::fs;
 use std::io::IoSlice;
@@ -25,12 +25,14 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use crate::frame::{self, Mac};
+use super::frame::{self, Mac};
 
+/// The range of addresses that are the client's.
+pub(super) const CLIENT_RANGE: &str = "10.245.0.0/16";
 /// The node's address.
-pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub(super) const NODE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 /// The node's Ethernet address on both sides.
-pub(crate) const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
+pub(super) const NODE_MAC: Mac = [2, 0, 0, 0, 0, 1];
 /// How many frames go into one call. It takes about a millisecond, so that most calls are not
 /// interrupted.
 const BURST: usize = 200;
@@ -39,21 +41,17 @@ const REPLY_TIMEOUT_S: i64 = 5;
 
 /// The node, and sockets at both ends.
 #[derive(Debug)]
-pub(crate) struct Bed {
+pub(super) struct Forwarder {
     /// The namespace for rules.
-    pub(crate) node: Namespace,
+    pub(super) node: Namespace,
     sink: Namespace,
     client_socket: OwnedFd,
     sink_socket: OwnedFd,
 }
 
-impl Bed {
+impl Forwarder {
     /// Builds the namespaces.
-    ///
-    /// # Errors
-    ///
-    /// Fails without the right to create network namespaces, and without `ip` of iproute2.
-    pub(crate) fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         let (client, node, sink) = (host("client")?, host("node")?, host("sink")?);
         let [a, b, c, d, e, f] = NODE_MAC;
         let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
@@ -78,8 +76,10 @@ impl Bed {
         }
         node.exec_with_input(
             &["ip", "-batch", "-"],
-            "route add 10.245.0.0/16 via 192.0.2.1 dev client onlink
-             route add default via 192.0.2.2 dev sink onlink",
+            &format!(
+                "route add {CLIENT_RANGE} via 192.0.2.1 dev client onlink
+                 route add default via 192.0.2.2 dev sink onlink"
+            ),
         )?;
         node.sysctl("net.ipv4.ip_forward", "1")?;
         let client_socket = client.run(|| packet_socket(None))?;
@@ -92,12 +92,9 @@ impl Bed {
         })
     }
 
-    /// Sends frames through the node, and returns how long each took, one figure per burst.
-    ///
-    /// # Errors
-    ///
-    /// Fails if not all of them reach the sink.
-    pub(crate) fn send(&self, frames: &[Vec<u8>]) -> Result<Vec<Duration>> {
+    /// Sends frames through the node, and returns how long each took, one figure per burst. It is an
+    /// error if not all of them reach the sink.
+    pub(super) fn send(&self, frames: &[Vec<u8>]) -> Result<Vec<Duration>> {
         let slices: Vec<_> = frames.iter().map(|frame| [IoSlice::new(frame)]).collect();
         let mut headers = MultiHeaders::<LinkAddr>::preallocate(BURST, None);
         let mut durations = Vec::new();
@@ -112,7 +109,7 @@ impl Bed {
                 [],
                 MsgFlags::empty(),
             )
-            .context("send a burst of frames")?
+            .context("sending a burst of frames")?
             .count();
             let elapsed = start.elapsed();
             ensure!(sent == burst.len(), "only {sent} of a burst were sent");
@@ -129,11 +126,7 @@ impl Bed {
 
     /// Sends a frame and lets the sink reply, so that its flow is established. Returns the frame
     /// as the sink got it.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the sink gets nothing.
-    pub(crate) fn establish(&self, frame: &[u8]) -> Result<Vec<u8>> {
+    pub(super) fn establish(&self, frame: &[u8]) -> Result<Vec<u8>> {
         let listener = self
             .sink
             .run(|| packet_socket(Some(SockProtocol::EthAll)))?;
@@ -142,44 +135,38 @@ impl Bed {
             sockopt::ReceiveTimeout,
             &TimeVal::new(REPLY_TIMEOUT_S, 0),
         )
-        .context("set a timeout")?;
-        send(self.client_socket.as_raw_fd(), frame, MsgFlags::empty()).context("send a frame")?;
+        .context("setting a timeout")?;
+        send(self.client_socket.as_raw_fd(), frame, MsgFlags::empty())
+            .context("sending a frame")?;
         let mut buffer = [0; 2048];
         let got = loop {
             let len = recv(listener.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                .context("wait for a frame at the sink")?;
+                .context("waiting for a frame at the sink")?;
             if frame::is_udp(&buffer[..len]) {
                 break buffer[..len].to_vec();
             }
         };
         let reply = frame::reply(&got, NODE_MAC);
-        send(self.sink_socket.as_raw_fd(), &reply, MsgFlags::empty()).context("send the reply")?;
+        send(self.sink_socket.as_raw_fd(), &reply, MsgFlags::empty())
+            .context("sending the reply")?;
         Ok(got)
     }
 
     /// Makes the node forget all flows.
-    ///
-    /// # Errors
-    ///
-    /// Fails without the program `conntrack`.
-    pub(crate) fn flush_flows(&self) -> Result<()> {
+    pub(super) fn flush_flows(&self) -> Result<()> {
         self.node.exec(&["conntrack", "-F"]).map(drop)
     }
 
     /// How many flows the node tracks.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the kernel does not say.
-    pub(crate) fn flows(&self) -> Result<usize> {
+    pub(super) fn flows(&self) -> Result<usize> {
         let path = "/proc/sys/net/netfilter/nf_conntrack_count";
         let text = self
             .node
             .run(|| fs::read_to_string(path))
-            .with_context(|| format!("read {path}"))?;
+            .with_context(|| format!("reading {path}"))?;
         text.trim()
             .parse()
-            .with_context(|| format!("read a number from {path}"))
+            .with_context(|| format!("reading a number from {path}"))
     }
 
     /// How many packets have arrived at the sink so far.
@@ -188,12 +175,12 @@ impl Bed {
         let text = self
             .sink
             .run(|| fs::read_to_string(path))
-            .with_context(|| format!("read {path}"))?;
+            .with_context(|| format!("reading {path}"))?;
         let packets = text.lines().find_map(|line| {
             let numbers = line.trim().strip_prefix("eth0:")?;
             numbers.split_whitespace().nth(1)?.parse().ok()
         });
-        packets.with_context(|| format!("find the packets of eth0 in {path}"))
+        packets.with_context(|| format!("finding the packets of eth0 in {path}"))
     }
 }
 
@@ -216,15 +203,15 @@ fn packet_socket(receive: Option<SockProtocol>) -> Result<OwnedFd> {
         SockFlag::SOCK_CLOEXEC,
         receive,
     )
-    .context("open a packet socket")?;
+    .context("opening a packet socket")?;
     let address = getifaddrs()
-        .context("list interfaces")?
+        .context("listing interfaces")?
         .filter(|interface| interface.interface_name == "eth0")
         .filter_map(|interface| interface.address)
         .find(|address| address.family() == Some(AddressFamily::Packet));
     let Some(address) = address else {
         bail!("there is no interface eth0");
     };
-    bind(socket.as_raw_fd(), &address).context("bind a packet socket to eth0")?;
+    bind(socket.as_raw_fd(), &address).context("binding a packet socket to eth0")?;
     Ok(socket)
 }
