@@ -424,7 +424,7 @@ fn unused_picks_are_deleted_later() {
         state.apply_slice(
             large(1, 3)
                 .slices(&ServiceName::new("load", "service-0"))
-                .next()
+                .first()
                 .unwrap()
                 .clone(),
         );
