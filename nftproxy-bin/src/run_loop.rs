@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use nftproxy_core::apply::netlink::trim_heap;
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::model::{self, Family, NodePortAddresses, ServiceName, State, V4, V6};
 use nftproxy_core::sync::{Report, Syncer};
@@ -38,6 +39,9 @@ pub(crate) struct Pace {
     /// A failed sync is retried after this.
     pub(crate) sync_period: Duration,
 }
+
+/// Elements in a sync that is worth giving memory back after.
+const LARGE: usize = 10_000;
 
 /// What is to be done next, and when.
 struct Schedule {
@@ -124,6 +128,8 @@ struct Half<F: Family, K> {
     /// Dirty Services that this family has yet to sync.
     dirty: BTreeSet<ServiceName>,
     failed: bool,
+    /// A sync was large, and its memory has not been given back.
+    is_heap_untidy: bool,
 }
 
 impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
@@ -132,6 +138,7 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
             syncer: Syncer::new(kernel),
             dirty: BTreeSet::new(),
             failed: false,
+            is_heap_untidy: false,
         }
     }
 
@@ -146,6 +153,7 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         match self.syncer.sync(state, node, &self.dirty) {
             Ok(report) => {
                 let recovered = std::mem::take(&mut self.failed);
+                self.is_heap_untidy |= report.full || report.counts.elements() > LARGE;
                 log_report(F::FAMILY, &report, recovered);
                 followers.health.synced(F::FAMILY);
                 self.forget_flows(node, local_ips, followers);
@@ -185,6 +193,9 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     }
 
     fn tidy(&mut self) {
+        if std::mem::take(&mut self.is_heap_untidy) {
+            trim_heap();
+        }
         if let Err(error) = self.syncer.sweep_affinity() {
             debug!(family = %F::FAMILY, %error, "what affinity remembers is looked at later");
         }

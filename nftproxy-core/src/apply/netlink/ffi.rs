@@ -1,4 +1,4 @@
-//! The only unsafe code: small safe types over libnftnl and libmnl.
+//! The only unsafe code: small safe types over libnftnl and libmnl, and a call of the C library.
 //!
 //! The safe crate `nftnl` has no maps, concatenated keys, `numgen`, `fib` or map lookups, so tables,
 //! chains, sets and rules are built here through `nftnl_sys`. Their setters copy what they are
@@ -245,4 +245,13 @@ impl Socket {
 /// the standard library does then.
 fn out_of_memory() -> ! {
     std::process::abort()
+}
+
+/// Has the C library give the system back what is free on the heap. Only the GNU one can keep much.
+pub(super) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number, may be called at any time by any thread, and moves nothing.
+    unsafe {
+        sys::libc::malloc_trim(0);
+    }
 }
