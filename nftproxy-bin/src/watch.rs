@@ -21,6 +21,10 @@ use tracing::{info, warn};
 use crate::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
 use crate::event::Event;
 
+/// Objects per page of a list. What a page takes while it is decoded lies between the objects that
+/// are kept, so that large pages leave large holes in memory; small ones take more round trips.
+const PAGE_SIZE: u32 = 100;
+
 /// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
 pub(crate) fn start(
     client: &Client,
@@ -73,7 +77,7 @@ where
     C: Convert<K>,
 {
     let kind = K::kind(&());
-    let stream = watcher(api, config).default_backoff();
+    let stream = watcher(api, config.page_size(PAGE_SIZE)).default_backoff();
     pin_mut!(stream);
     let mut listed = BTreeSet::new();
     let mut is_failing = false;

@@ -444,9 +444,10 @@ impl<F: Family> Compilation<F> {
         let mut old_ports = std::mem::take(&mut compiled.ports);
         let old_cluster_ip = compiled.cluster_ip.take();
 
-        let mut ports = Vec::new();
+        let service_ports = service.map(|service| &*service.ports).unwrap_or_default();
+        let mut ports = Vec::with_capacity(service_ports.len());
         let mut taken = BTreeSet::new();
-        for port in service.map(|service| &*service.ports).unwrap_or_default() {
+        for port in service_ports {
             let Some(service) = service else { break };
             let comment = port::comment(service, port);
             let mut routes = port::routes::<F>(service, port);
@@ -635,6 +636,8 @@ fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
         .collect();
     claims.sort();
     claims.dedup_by_key(|(destination, _)| *destination);
+    // There is one such list for each Service.
+    claims.shrink_to_fit();
     claims
 }
 
