@@ -212,7 +212,8 @@ impl<F: Family> Compilation<F> {
         dirty: &BTreeSet<ServiceName>,
         seeds: &Seeds<F>,
     ) -> Changes<F> {
-        let mut affected = dirty.clone();
+        // Services that win or lose by what dirty ones claim.
+        let mut affected = BTreeSet::new();
         for name in dirty {
             self.update_claims(name, state.service(name), &mut affected);
         }
@@ -221,7 +222,7 @@ impl<F: Family> Compilation<F> {
             add: Vec::new(),
             notes: BTreeSet::new(),
         };
-        for name in &affected {
+        for name in dirty.union(&affected) {
             self.update_service(name, state, node, seeds, &mut changes);
         }
 
