@@ -95,8 +95,8 @@ impl<F: Family> Delta<F> {
         }
     }
 
-    /// Adds what turns the fixed chains of `observed` into those of `desired`; see
-    /// [`changed_skeleton`] for what there is then.
+    /// Adds what turns the fixed chains of `observed` into those of `desired`. Chains that others
+    /// may lead to are left, though they are not desired.
     pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
         let gone = observed
             .chains
