@@ -364,6 +364,63 @@ fn nix_is_initial_root() -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// S-173: tables of others may hold anything, under the same names in another family too; they are
+/// neither taken for ours nor touched.
+#[test]
+fn tables_of_others_do_not_matter() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        let others = "table ip other {
+            quota some { over 1 mbytes }
+            set services {
+                type ipv4_addr . inet_proto . inet_service
+                flags interval, timeout
+                elements = { 10.96.0.0/16 . tcp . 1-80 timeout 1h comment \"range\" }
+            }
+            map endpoints {
+                type ipv4_addr : counter
+            }
+            chain services {
+                ip saddr . meta l4proto . th dport @services quota name \"some\" drop
+            }
+        }
+        table inet nftproxy {
+            chain services {
+                counter accept
+            }
+        }";
+        namespace
+            .exec_with_input(&["nft", "-f", "-"], others)
+            .unwrap();
+        let list_others = || {
+            let tables = [["ip", "other"], ["inet", "nftproxy"]];
+            tables.map(|[family, name]| {
+                let list = ["nft", "list", "table", family, name];
+                namespace.exec(&list).unwrap()
+            })
+        };
+        let before = list_others();
+        let Compiled { v4, v6, .. } = compile(&recorded("all.yaml"), &Node::default());
+        namespace.run(|| {
+            check_round_trip(&v4, "beside others");
+            check_round_trip(&v6, "beside others");
+        });
+        let after = list_others();
+        // The time that is left of an element goes on.
+        let without_times = |listings: [String; 2]| {
+            listings.map(|text| {
+                let words = text.split_whitespace();
+                let mut is_time = false;
+                words
+                    .filter(|word| !std::mem::replace(&mut is_time, *word == "expires"))
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
+        };
+        assert_eq!(without_times(after), without_times(before));
+    });
+}
+
 /// What others put into our table is removed by a full sync, in the same batch that restores ours.
 #[test]
 fn a_foreign_object_or_a_flush_is_mended() {

@@ -382,25 +382,19 @@ impl<F: Family> Statement<F> {
                     register: 0,
                 });
             }
-            Self::OriginalIn(set) => {
+            Self::OriginalIn(set) | Self::OriginalNotIn(set) => {
+                let (set, register) = (*set, 0);
                 out.push(Expr::CtOriginal {
                     key: CtOriginalKey::Daddr,
-                    register: 0,
+                    register,
                 });
-                out.push(Expr::Lookup {
-                    set: *set,
-                    register: 0,
-                    data: LookupData::None,
-                });
-            }
-            Self::OriginalNotIn(set) => {
-                out.push(Expr::CtOriginal {
-                    key: CtOriginalKey::Daddr,
-                    register: 0,
-                });
-                out.push(Expr::LookupAbsent {
-                    set: *set,
-                    register: 0,
+                out.push(match self {
+                    Self::OriginalNotIn(_) => Expr::LookupAbsent { set, register },
+                    _ => Expr::Lookup {
+                        set,
+                        register,
+                        data: LookupData::None,
+                    },
                 });
             }
             Self::Saddr(prefix) => match_prefix::<F>(F::SADDR_OFFSET, prefix, out),

@@ -792,7 +792,7 @@ fn a_node_without_zone_uses_no_zone_hints() {
     }
 }
 
-/// S-25, S-29, S-30
+/// S-25, S-29, S-30. S-169: which of several copies is the newest cannot be told, and is not asked.
 #[test]
 fn slices_are_merged() {
     let mut state = every_address(Cluster, Cluster, &[HERE]);
