@@ -272,6 +272,7 @@ fn a_failing_batch_leaves_nothing() {
             error.to_string(),
             "the kernel refused adding element { 10.96.0.1 } of cluster-ips in table ip nftproxy"
         );
+        assert_eq!(error.culprit(), Some(2));
         let ApplyError::Refused { source, .. } = &error else {
             panic!("{error:?}")
         };

@@ -13,8 +13,11 @@ use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, ske
 use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
-use crate::ruleset::element::Element;
-use crate::ruleset::name::{ChainName, Pick};
+use crate::ruleset::element::{Element, Key};
+use crate::ruleset::name::{ChainName, Pick, SetName};
+
+/// So many elements a full sync leaves out before it gives up.
+const LEFT_OUT_MAX: usize = 16;
 
 /// Keeps one family's table in step.
 #[derive(Debug)]
@@ -148,8 +151,9 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
                 // The table may not be what it is thought to be.
                 self.installed = None;
                 let nothing = BTreeSet::new();
-                let report = self.full(state, node, &nothing, timings)?;
-                Ok(Report { notes, ..report })
+                let mut report = self.full(state, node, &nothing, timings)?;
+                report.notes.extend(notes);
+                Ok(report)
             }
             Err(error) => {
                 self.installed = None;
@@ -211,17 +215,59 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         Ok(unused.len())
     }
 
+    /// Lists the table and compares it with everything. An element that the kernel refuses time and
+    /// again is left out, so that it hurts nobody else.
     fn full(
         &mut self,
         state: &State,
         node: &Node,
         dirty: &BTreeSet<ServiceName>,
-        mut timings: Timings,
+        timings: Timings,
     ) -> Result<Report, ApplyError> {
-        let start = Instant::now();
         self.pending.extend(dirty.iter().cloned());
-        let observed = self.kernel.list()?;
-        timings.list = start.elapsed();
+        let (mut refused, mut left_out) = (BTreeSet::new(), BTreeSet::new());
+        let mut notes = BTreeSet::new();
+        loop {
+            match self.try_full(state, node, timings, &left_out, &mut notes) {
+                Ok(report) => return Ok(Report { notes, ..report }),
+                Err((error, Some(culprit))) if left_out.len() < LEFT_OUT_MAX => {
+                    // The first time, somebody else may have changed the table since it was listed.
+                    if !refused.insert(culprit.identity()) {
+                        left_out.insert(culprit.identity());
+                        notes.insert(self.refused_note(&culprit, &error));
+                    }
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+
+    fn refused_note(&self, culprit: &Element<F>, error: &ApplyError) -> Note {
+        let reason = match error {
+            ApplyError::Refused { source, .. } => source.to_string(),
+            error => error.to_string(),
+        };
+        Note::Refused {
+            owner: self.compilation.owner_of(culprit),
+            element: format!("{{ {} }} of {}", culprit.nft(), culprit.set()),
+            reason,
+        }
+    }
+
+    /// A full sync, without some elements. An error comes with the element that the kernel refused,
+    /// if it said so.
+    fn try_full(
+        &mut self,
+        state: &State,
+        node: &Node,
+        mut timings: Timings,
+        left_out: &BTreeSet<(SetName, Key<F>)>,
+        notes: &mut BTreeSet<Note>,
+    ) -> Result<Report, (ApplyError, Option<Element<F>>)> {
+        let unexplained = |error| (error, None);
+        let start = Instant::now();
+        let observed = self.kernel.list().map_err(unexplained)?;
+        timings.list += start.elapsed();
 
         let start = Instant::now();
         let is_first = self.compiled_for.is_none();
@@ -230,7 +276,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             _ => Seeds::default(),
         };
         let dirty = std::mem::take(&mut self.pending);
-        let notes = self.compile(state, node, &dirty, &seeds).notes;
+        notes.extend(self.compile(state, node, &dirty, &seeds).notes);
         let service_cidrs = state.service_cidrs::<F>();
         let features = self.compilation.features();
         let desired = self
@@ -239,13 +285,21 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         timings.compile += start.elapsed();
         let start = Instant::now();
         let mut delta = diff(observed.as_ref(), &desired);
-        timings.diff = start.elapsed();
+        if !left_out.is_empty() {
+            let is_wanted = |element: &Element<F>| !left_out.contains(&element.identity());
+            delta.add_elements.retain(is_wanted);
+        }
+        timings.diff += start.elapsed();
 
         if observed.is_some() {
             // Endpoints may have gone while nobody looked.
             self.compilation.distrust_affinity();
         }
-        let committed = self.commit(&mut delta, &mut timings)?;
+        let committed = self.commit(&mut delta, &mut timings).map_err(|error| {
+            let culprit = error.culprit();
+            let culprit = culprit.and_then(|index| delta.add_elements.get(index).cloned());
+            (error, culprit)
+        })?;
         let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
         if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
             picks.extend(observed.ruleset.picks);
@@ -262,7 +316,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             full: true,
             counts: delta.counts(),
             committed,
-            notes,
+            notes: BTreeSet::new(),
             timings,
         })
     }

@@ -10,11 +10,12 @@ use std::collections::BTreeSet;
 use common::{both, mk_endpoint, mk_node, mk_service, mk_slice, service_name, slice_name};
 use nftproxy_core::apply::fake::FakeKernel;
 use nftproxy_core::apply::{ApplyError, Committed, Kernel};
+use nftproxy_core::compile::compile;
 use nftproxy_core::diff::{Counts, Delta, Observed};
 use nftproxy_core::model::{
     EndpointSlice, Node, Service, ServiceName, SliceEndpoints, State, TrafficPolicy, V4,
 };
-use nftproxy_core::ruleset::element::Element;
+use nftproxy_core::ruleset::element::{Element, Key};
 use nftproxy_core::ruleset::name::COMMENT_MAX_LEN;
 use nftproxy_core::sync::Syncer;
 
@@ -419,6 +420,42 @@ fn a_failed_listing_forgets_nothing() {
     let report = syncer.sync(&state, &node, &BTreeSet::new()).unwrap();
     // The ClusterIP, the refusal, and that no NodePort has the address.
     assert_eq!(report.counts, elements(0, 3));
+}
+
+/// S-172: what the kernel refuses hurts nobody but its own Service, which is named.
+#[test]
+fn s172_an_element_that_the_kernel_refuses_is_left_out() {
+    let (mut state, node) = (State::default(), mk_node());
+    state.apply_service(web());
+    state.apply_slice(web_slice(0..3));
+    let desired = compile(&state, &node).v4;
+    let is_slot = |element: &&Element<V4>| matches!(element.key(), Key::Slot(_, 1));
+    let culprit = desired.elements.iter().find(is_slot).unwrap();
+    let mut syncer = Syncer::new(FakeKernel::<V4>::default());
+    syncer.kernel_mut().unacceptable.insert(culprit.identity());
+    let dirty = state.take_dirty();
+    let report = syncer.sync(&state, &node, &dirty).unwrap();
+    let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
+    let expected = format!(
+        "service port default/web is not complete: the kernel refuses {{ {} }} of endpoints: ",
+        culprit.nft()
+    );
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].starts_with(&expected), "{notes:?}");
+    let mut held = desired.clone();
+    held.elements.remove(culprit);
+    assert_eq!(syncer.kernel().ruleset(), Some(held));
+
+    // Others are synced as ever, and the Service can still change and go.
+    state.apply_service(mk_service("other", "10.96.0.99", &["80/tcp"]));
+    let dirty = state.take_dirty();
+    let report = syncer.sync(&state, &node, &dirty).unwrap();
+    assert!(!report.full);
+    state.delete_service(&web().name);
+    let dirty = state.take_dirty();
+    syncer.sync(&state, &node, &dirty).unwrap();
+    let held = syncer.kernel().ruleset().unwrap();
+    assert_eq!(held.elements, compile(&state, &node).v4.elements);
 }
 
 /// S-18: the API server refuses two ports with the same name, or the same number and protocol, but

@@ -4,7 +4,7 @@
 //! to delete what does not, and to leave anything that points nowhere; and a refused delta leaves
 //! nothing behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::{ApplyError, Committed, Kernel};
@@ -20,6 +20,8 @@ use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 pub struct FakeKernel<F: Family> {
     table: Option<Table<F>>,
     fail: Option<i32>,
+    /// What it refuses to add.
+    pub unacceptable: BTreeSet<(SetName, Key<F>)>,
     /// How often [`Kernel::list`] was called.
     pub lists: usize,
     /// The size of each commit that succeeded, in order.
@@ -38,6 +40,7 @@ impl<F: Family> Default for FakeKernel<F> {
         Self {
             table: None,
             fail: None,
+            unacceptable: BTreeSet::new(),
             lists: 0,
             commits: Vec::new(),
         }
@@ -107,6 +110,16 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         if let Some(errno) = self.fail.take() {
             return Err(refused::<F>("an injected failure".into(), errno));
         }
+        let is_unacceptable =
+            |element: &Element<F>| self.unacceptable.contains(&element.identity());
+        if let Some(index) = delta.add_elements.iter().position(is_unacceptable) {
+            let operation = format!("adding {}", delta.add_elements[index].nft());
+            let mut error = refused::<F>(operation, EINVAL);
+            if let ApplyError::Refused { culprit, .. } = &mut error {
+                *culprit = Some(index);
+            }
+            return Err(error);
+        }
         let table = apply(self.table.clone(), delta)?;
         table.check()?;
         self.table = Some(table);
@@ -117,12 +130,14 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
 
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
 
 fn refused<F: Family>(operation: String, errno: i32) -> ApplyError {
     ApplyError::Refused {
         family: F::FAMILY,
         operation,
         hint: None,
+        culprit: None,
         source: io::Error::from_raw_os_error(errno),
     }
 }

@@ -87,6 +87,8 @@ pub enum ApplyError {
         operation: String,
         /// What the kernel said beyond its error number, or what it may mean.
         hint: Option<String>,
+        /// Which of the delta's `add_elements` was refused, if the kernel said so.
+        culprit: Option<usize>,
         /// The error number.
         #[source]
         source: io::Error,
@@ -103,6 +105,17 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Which of the delta's `add_elements` the kernel refuses for what it is; without it, the rest
+    /// may succeed.
+    pub fn culprit(&self) -> Option<usize> {
+        match self {
+            Self::Refused {
+                culprit, source, ..
+            } if source.kind() != io::ErrorKind::OutOfMemory => *culprit,
+            _ => None,
+        }
+    }
+
     /// Whether the same may succeed later without anyone's help.
     pub fn is_retryable(&self) -> bool {
         match self {

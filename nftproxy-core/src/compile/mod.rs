@@ -85,6 +85,15 @@ pub enum Note {
         /// The address, protocol and port.
         destination: String,
     },
+    /// The kernel refuses an element, again and again.
+    Refused {
+        /// `namespace/name:port` of the Service port it belongs to, if it belongs to one.
+        owner: Option<Arc<str>>,
+        /// The element, as nft(8) writes it, with its set.
+        element: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Note {
@@ -98,6 +107,16 @@ impl fmt::Display for Note {
                 f,
                 "service port {loser} is not reachable at {destination}, which {winner} has already"
             ),
+            Self::Refused {
+                owner,
+                element,
+                reason,
+            } => {
+                if let Some(owner) = owner {
+                    write!(f, "service port {owner} is not complete: ")?;
+                }
+                write!(f, "the kernel refuses {element}: {reason}")
+            }
         }
     }
 }
@@ -305,6 +324,18 @@ impl<F: Family> Compilation<F> {
                         }
                     })
         })
+    }
+
+    /// `namespace/name:port` of the Service port that an element belongs to.
+    pub(crate) fn owner_of(&self, element: &Element<F>) -> Option<Arc<str>> {
+        let destination = match element.key() {
+            Key::Address(_) | Key::Hairpin(_) => return element.comment().cloned(),
+            Key::Destination(destination)
+            | Key::Slot(destination, _)
+            | Key::Client(_, destination)
+            | Key::Source(destination, _, _) => destination,
+        };
+        Some(self.claims.owner(destination)?.port.clone())
     }
 
     /// The UDP destinations of which flows may lead astray since the last call, with the endpoints

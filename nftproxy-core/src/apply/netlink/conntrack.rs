@@ -189,6 +189,7 @@ impl Conntrack {
                         family: F::FAMILY,
                         operation: "deleting a connection tracking entry".into(),
                         hint: None,
+                        culprit: None,
                         source: std::io::Error::from_raw_os_error(errno),
                     });
                 }

@@ -113,6 +113,23 @@ impl Batch {
         }
     }
 
+    /// Which of the elements to add an error is about, if it is about one.
+    pub(super) fn culprit(&self, sequence: u32, offset: Option<usize>) -> Option<usize> {
+        let index = sequence.wrapping_sub(FIRST_SEQUENCE) as usize;
+        match self.operations.get(index)? {
+            Operation::Elements {
+                verb: "adding",
+                start,
+                names,
+                ..
+            } => {
+                let at = self.element_at(*start, offset?)?;
+                (at < names.len).then_some(names.first + at)
+            }
+            _ => None,
+        }
+    }
+
     /// The number of the element that holds the byte at `offset` of the message at `start`.
     fn element_at(&self, start: usize, offset: usize) -> Option<usize> {
         let length =

@@ -168,13 +168,18 @@ impl Netlink {
         match refusals.into_iter().next() {
             None => Ok(()),
             Some(refusal) => {
-                let operation = batch.explain(delta, refusal.sequence, refusal.offset);
-                Err(refused(
-                    F::FAMILY,
-                    operation,
-                    refusal.message,
-                    refusal.errno,
-                ))
+                let Refusal {
+                    sequence,
+                    errno,
+                    message,
+                    offset,
+                } = refusal;
+                let operation = batch.explain(delta, sequence, offset);
+                let mut error = refused(F::FAMILY, operation, message, errno);
+                if let ApplyError::Refused { culprit, .. } = &mut error {
+                    *culprit = batch.culprit(sequence, offset);
+                }
+                Err(error)
             }
         }
     }

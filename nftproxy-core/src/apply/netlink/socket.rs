@@ -221,6 +221,7 @@ pub(super) fn refused(
                 family,
                 operation,
                 hint: message.or(missing_expression),
+                culprit: None,
                 source,
             }
         }
