@@ -16,8 +16,8 @@ use crate::ruleset::Skeleton;
 use crate::ruleset::element::{Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
 
-/// So many elements a full sync leaves out before it gives up.
-const LEFT_OUT_MAX: usize = 16;
+/// So many elements the kernel may refuse before a full sync gives up.
+const REFUSED_MAX: usize = 16;
 
 /// Keeps one family's table in step.
 #[derive(Debug)]
@@ -230,7 +230,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         loop {
             match self.try_full(state, node, timings, &left_out, &mut notes) {
                 Ok(report) => return Ok(Report { notes, ..report }),
-                Err((error, Some(culprit))) if left_out.len() < LEFT_OUT_MAX => {
+                Err((error, Some(culprit))) if refused.len() <= REFUSED_MAX => {
                     // The first time, somebody else may have changed the table since it was listed.
                     if !refused.insert(culprit.identity()) {
                         left_out.insert(culprit.identity());

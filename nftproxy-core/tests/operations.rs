@@ -458,6 +458,25 @@ fn s172_an_element_that_the_kernel_refuses_is_left_out() {
     assert_eq!(held.elements, compile(&state, &node).v4.elements);
 }
 
+/// S-172: where the kernel refuses whatever it is given, the sync fails rather than try for ever.
+#[test]
+fn s172_a_kernel_that_refuses_everything_is_an_error() {
+    let (mut state, node) = (State::default(), mk_node());
+    state.apply_service(web());
+    state.apply_slice(web_slice(0..100));
+    let dirty = state.take_dirty();
+    let mut syncer = Syncer::new(FakeKernel::<V4>::default());
+    let elements = compile(&state, &node).v4.elements;
+    syncer.kernel_mut().unacceptable = elements.iter().map(Element::identity).collect();
+    let error = syncer.sync(&state, &node, &dirty).unwrap_err();
+    assert!(error.is_retryable());
+    assert!(syncer.kernel().lists < 50);
+    syncer.kernel_mut().unacceptable.clear();
+    syncer.sync(&state, &node, &BTreeSet::new()).unwrap();
+    let held = syncer.kernel().ruleset().unwrap();
+    assert_eq!(held.elements, elements);
+}
+
 /// S-18: the API server refuses two ports with the same name, or the same number and protocol, but
 /// files may hold them.
 #[test]
