@@ -13,8 +13,8 @@ use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::model::{
     ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, NodePortAddresses,
-    Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
-    TrafficPolicy, V4, V6,
+    Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
+    V6,
 };
 use nftproxy_core::render;
 use nftproxy_core::ruleset::FamilyRuleset;
@@ -30,25 +30,17 @@ fn large(n_services: u32, n_endpoints: u32) -> State {
         let v4 = Ipv4Addr::from(0x0a60_0000 + number + 1);
         let v6 = Ipv6Addr::from(0xfd00_0010_0096_0000_0000_0000_0000_0000 + u128::from(number) + 1);
         state.apply_service(Service {
-            name: name.clone(),
-            created: 0,
             cluster_ips: ClusterIps {
                 v4: Some(v4),
                 v6: Some(v6),
             },
-            external_ips: Box::default(),
-            load_balancer_ips: Box::default(),
-            source_ranges: Box::default(),
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            external_traffic_policy: TrafficPolicy::Cluster,
-            session_affinity: None,
-            health_check_node_port: None,
             ports: Box::new([ServicePort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,
                 port: 80.try_into().unwrap(),
                 node_port: None,
             }]),
+            ..Service::new(name.clone())
         });
         let first = number * n_endpoints;
         let v4 = |index| Ipv4Addr::from(0x0af4_0000 + first + index);

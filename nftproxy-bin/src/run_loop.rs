@@ -432,7 +432,7 @@ mod tests {
     use nftproxy_core::apply::Committed;
     use nftproxy_core::apply::fake::FakeKernel;
     use nftproxy_core::diff::{Delta, Observed};
-    use nftproxy_core::model::{ClusterIps, IpFamily, Service, TrafficPolicy};
+    use nftproxy_core::model::{ClusterIps, IpFamily, Service};
     use nftproxy_core::ruleset::element::Element;
     use tokio::sync::mpsc;
     use tokio::time::sleep;
@@ -546,25 +546,17 @@ mod tests {
 
     fn service(number: u8) -> Event {
         Event::ServiceApplied(Service {
-            name: ServiceName::new("test", &format!("service-{number}")),
-            created: 0,
             cluster_ips: ClusterIps {
                 v4: Some(Ipv4Addr::new(10, 96, 0, number)),
                 v6: None,
             },
-            external_ips: Box::default(),
-            load_balancer_ips: Box::default(),
-            source_ranges: Box::default(),
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            external_traffic_policy: TrafficPolicy::Cluster,
-            session_affinity: None,
-            health_check_node_port: None,
             ports: Box::new([nftproxy_core::model::ServicePort {
                 name: "".into(),
                 protocol: nftproxy_core::model::Protocol::Tcp,
                 port: 80.try_into().unwrap(),
                 node_port: None,
             }]),
+            ..Service::new(ServiceName::new("test", &format!("service-{number}")))
         })
     }
 

@@ -12,7 +12,7 @@ use nftproxy_core::compile::{Changes, Compilation, Seeds, compile};
 use nftproxy_core::diff::{Delta, Observed, diff};
 use nftproxy_core::model::{
     ClusterIps, Endpoint, EndpointSlice, Locality, Node, Protocol, Service, ServiceName,
-    ServicePort, SliceEndpoints, SliceName, SlicePort, State, TrafficPolicy, V4,
+    ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
 
@@ -103,25 +103,17 @@ fn service_name(number: u32) -> ServiceName {
 
 fn service(number: u32) -> Service {
     Service {
-        name: service_name(number),
-        created: 0,
         cluster_ips: ClusterIps {
             v4: Some(Ipv4Addr::from(FIRST_CLUSTER_IP + number)),
             v6: None,
         },
-        external_ips: Box::default(),
-        load_balancer_ips: Box::default(),
-        source_ranges: Box::default(),
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        session_affinity: None,
-        health_check_node_port: None,
         ports: Box::new([ServicePort {
             name: "http".into(),
             protocol: Protocol::Tcp,
             port: SERVICE_PORT,
             node_port: None,
         }]),
+        ..Service::new(service_name(number))
     }
 }
 

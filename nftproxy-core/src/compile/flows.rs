@@ -3,9 +3,13 @@
 //! The rules decide over the first packet of a flow. What is decided stays, for UDP as long as the
 //! flow goes on, so whatever changes for a UDP destination has to be told to connection tracking.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use crate::model::{EndpointAddress, Family};
+use super::Compilation;
+use super::port::{self, PortRules};
+use crate::model::{EndpointAddress, Family, Protocol};
+use crate::ruleset::element::Destination;
 
 /// What syncs have left behind in connection tracking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,4 +104,73 @@ pub(crate) fn contains<F: Family>(prefixes: &[(F::Address, u8)], address: F::Add
     prefixes
         .iter()
         .any(|(first, len)| (*first..=F::last_of_prefix(*first, *len)).contains(&address))
+}
+
+impl<F: Family> Compilation<F> {
+    /// The UDP destinations of which flows may lead astray since the last call, with the endpoints
+    /// that may keep theirs. `node_port_ips` are the addresses that accept NodePorts.
+    pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
+        let node_port_ips: Vec<_> = node_port_ips
+            .iter()
+            .copied()
+            .filter_map(F::address)
+            .collect();
+        let mut flows = Vec::new();
+        for (destination, keep) in std::mem::take(&mut self.stale_flows) {
+            let Destination {
+                address,
+                protocol,
+                port,
+            } = destination;
+            let addresses = match address {
+                Some(address) => vec![address],
+                // Where the address and port are a Service's own, its flows are not the NodePort's.
+                None => node_port_ips
+                    .iter()
+                    .copied()
+                    .filter(|ip| {
+                        let own = Destination {
+                            address: Some(*ip),
+                            protocol,
+                            port,
+                        };
+                        self.claims.owner(&own).is_none()
+                    })
+                    .collect(),
+            };
+            flows.extend(addresses.into_iter().map(|address| StaleFlows {
+                address,
+                port,
+                keep: keep.clone(),
+            }));
+        }
+        flows
+    }
+
+    /// Notes what UDP destinations a port had and has. What it lost leads nowhere.
+    pub(super) fn note_stale_flows(
+        &mut self,
+        old: Option<&PortRules<F>>,
+        new: Option<(&PortRules<F>, &[EndpointAddress<F>])>,
+    ) {
+        let is_udp = |route: &&port::Route<F>| route.destination.protocol == Protocol::Udp;
+        for route in old.iter().flat_map(|old| &old.routes).filter(is_udp) {
+            let keep = self.stale_flows.entry(route.destination).or_default();
+            // What a sync that failed wanted to keep does not count any more. Whoever has the
+            // destination now is compiled in this update, too.
+            if self.claims.owner(&route.destination).is_none() {
+                *keep = Keep::default();
+            }
+        }
+        if let Some((new, serving)) = new {
+            for route in new.routes.iter().filter(is_udp) {
+                let sources = route.restricted.then(|| new.sources.clone());
+                let keep = Keep {
+                    serving: serving.into(),
+                    sources,
+                };
+                self.stale_flows.insert(route.destination, keep);
+            }
+        }
+    }
 }

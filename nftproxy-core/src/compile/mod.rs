@@ -3,6 +3,7 @@
 //! [`compile`] does the whole; [`Compilation`] does the same incrementally, and is what the proxy
 //! runs. Nothing here does input or output; a Service that cannot be expressed leaves a [`Note`].
 
+mod affinity;
 mod claims;
 mod counted;
 mod flows;
@@ -19,12 +20,13 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model::{
-    EndpointAddress, EndpointSlice, Family, Node, NodePortAddresses, Protocol, Service,
-    ServiceName, State, TrafficPolicy, V4, V6,
+    EndpointAddress, EndpointSlice, Family, Node, NodePortAddresses, Service, ServiceName, State,
+    TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
 use crate::ruleset::{FamilyRuleset, Skeleton};
+use affinity::forgets;
 use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
@@ -271,61 +273,6 @@ impl<F: Family> Compilation<F> {
         }
     }
 
-    /// Whether session affinity may remember endpoints that are no longer usable, since the last
-    /// call of [`Compilation::affinity_swept`].
-    pub fn is_affinity_stale(&self) -> bool {
-        self.is_affinity_stale
-    }
-
-    /// Notes that anything may be remembered.
-    pub fn distrust_affinity(&mut self) {
-        self.is_affinity_stale = true;
-    }
-
-    /// Notes that nothing is remembered any more that [`Compilation::may_remember`] refuses.
-    pub fn affinity_swept(&mut self) {
-        self.is_affinity_stale = false;
-    }
-
-    /// Whether a client that is known to have got an endpoint at a destination may get it again.
-    pub fn may_remember(&self, element: &Element<F>) -> bool {
-        let (Key::Client(_, destination), Data::Endpoint(endpoint)) =
-            (element.key(), element.data())
-        else {
-            return false;
-        };
-        let node_port = Destination {
-            address: None,
-            ..*destination
-        };
-        let owner = [destination, &node_port]
-            .into_iter()
-            .find_map(|destination| Some((destination, self.claims.owner(destination)?)));
-        let Some((destination, owner)) = owner else {
-            return false;
-        };
-        let ports = self
-            .services
-            .get(&owner.service)
-            .map(|service| &service.ports);
-        ports.into_iter().flatten().any(|rules| {
-            let is_route = |route: &port::Route<F>| route.destination == *destination;
-            rules.affinity.is_some()
-                && rules
-                    .routes
-                    .iter()
-                    .find(|route| is_route(route))
-                    .is_some_and(|route| {
-                        // Under policy Local, clients from outside may have only what is local; what
-                        // others had is forgotten with it, as it cannot be told whose it is.
-                        match route.policy {
-                            TrafficPolicy::Cluster => rules.cluster.contains(endpoint),
-                            TrafficPolicy::Local => rules.local.contains(endpoint),
-                        }
-                    })
-        })
-    }
-
     /// `namespace/name:port` of the Service port that an element belongs to.
     pub(crate) fn owner_of(&self, element: &Element<F>) -> Option<Arc<str>> {
         let destination = match element.key() {
@@ -336,73 +283,6 @@ impl<F: Family> Compilation<F> {
             | Key::Source(destination, _, _) => destination,
         };
         Some(self.claims.owner(destination)?.port.clone())
-    }
-
-    /// The UDP destinations of which flows may lead astray since the last call, with the endpoints
-    /// that may keep theirs. `node_port_ips` are the addresses that accept NodePorts.
-    pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
-        let node_port_ips: Vec<_> = node_port_ips
-            .iter()
-            .copied()
-            .filter_map(F::address)
-            .collect();
-        let mut flows = Vec::new();
-        for (destination, keep) in std::mem::take(&mut self.stale_flows) {
-            let Destination {
-                address,
-                protocol,
-                port,
-            } = destination;
-            let addresses = match address {
-                Some(address) => vec![address],
-                // Where the address and port are a Service's own, its flows are not the NodePort's.
-                None => node_port_ips
-                    .iter()
-                    .copied()
-                    .filter(|ip| {
-                        let own = Destination {
-                            address: Some(*ip),
-                            protocol,
-                            port,
-                        };
-                        self.claims.owner(&own).is_none()
-                    })
-                    .collect(),
-            };
-            flows.extend(addresses.into_iter().map(|address| StaleFlows {
-                address,
-                port,
-                keep: keep.clone(),
-            }));
-        }
-        flows
-    }
-
-    /// Notes what UDP destinations a port had and has. What it lost leads nowhere.
-    fn note_stale_flows(
-        &mut self,
-        old: Option<&PortRules<F>>,
-        new: Option<(&PortRules<F>, &[EndpointAddress<F>])>,
-    ) {
-        let is_udp = |route: &&port::Route<F>| route.destination.protocol == Protocol::Udp;
-        for route in old.iter().flat_map(|old| &old.routes).filter(is_udp) {
-            let keep = self.stale_flows.entry(route.destination).or_default();
-            // What a sync that failed wanted to keep does not count any more. Whoever has the
-            // destination now is compiled in this update, too.
-            if self.claims.owner(&route.destination).is_none() {
-                *keep = Keep::default();
-            }
-        }
-        if let Some((new, serving)) = new {
-            for route in new.routes.iter().filter(is_udp) {
-                let sources = route.restricted.then(|| new.sources.clone());
-                let keep = Keep {
-                    serving: serving.into(),
-                    sources,
-                };
-                self.stale_flows.insert(route.destination, keep);
-            }
-        }
     }
 
     /// The pick chains that the elements refer to, in order.
@@ -702,20 +582,4 @@ fn not_in<'a, T: Ord>(others: &'a [T], things: &'a [T]) -> impl Iterator<Item = 
         while others.next_if(|other| other < thing).is_some() {}
         others.peek() != Some(thing)
     })
-}
-
-/// Whether something may be remembered for `old` that must not be for `new`.
-fn forgets<F: Family>(old: &PortRules<F>, new: Option<&PortRules<F>>) -> bool {
-    if old.affinity.is_none() {
-        return false;
-    }
-    let Some(new) = new.filter(|new| new.affinity.is_some()) else {
-        return true;
-    };
-    let is_lost = |old: &[EndpointAddress<F>], new: &[EndpointAddress<F>]| {
-        old.iter().any(|endpoint| !new.contains(endpoint))
-    };
-    old.routes.iter().any(|route| !new.routes.contains(route))
-        || is_lost(&old.cluster, &new.cluster)
-        || is_lost(&old.local, &new.local)
 }

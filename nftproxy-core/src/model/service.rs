@@ -140,6 +140,23 @@ pub struct Service {
 }
 
 impl Service {
+    /// A Service as Kubernetes would have it by default, with neither addresses nor ports.
+    pub fn new(name: ServiceName) -> Self {
+        Self {
+            name,
+            created: 0,
+            cluster_ips: ClusterIps::default(),
+            external_ips: Box::default(),
+            load_balancer_ips: Box::default(),
+            source_ranges: Box::default(),
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            session_affinity: None,
+            health_check_node_port: None,
+            ports: Box::default(),
+        }
+    }
+
     /// The ClusterIP of a family.
     pub fn cluster_ip<F: Family>(&self) -> Option<F::Address> {
         let ip = match F::FAMILY {

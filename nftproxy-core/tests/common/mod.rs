@@ -27,7 +27,7 @@ use nftproxy_core::k8s;
 use nftproxy_core::model::{
     ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Hints, Locality, Node, NodeHint,
     NodePortAddresses, Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName,
-    SlicePort, State, TrafficPolicy, V4, V6,
+    SlicePort, State, V4, V6,
 };
 use serde::Deserialize;
 
@@ -115,20 +115,12 @@ pub(crate) fn slice_name(name: &str) -> SliceName {
 /// A port reads `http 80/tcp`, `80/udp` (unnamed) or `http 80/tcp 30080` (with a nodePort).
 pub(crate) fn mk_service(name: &str, cluster_ip: &str, ports: &[&str]) -> Service {
     Service {
-        name: service_name(name),
-        created: 0,
         cluster_ips: ClusterIps {
             v4: Some(V4::parse(cluster_ip)),
             v6: Some(V6::parse(cluster_ip)),
         },
-        external_ips: [].into(),
-        load_balancer_ips: [].into(),
-        source_ranges: [].into(),
-        internal_traffic_policy: TrafficPolicy::Cluster,
-        external_traffic_policy: TrafficPolicy::Cluster,
-        session_affinity: None,
-        health_check_node_port: None,
         ports: ports.iter().map(|text| service_port(text)).collect(),
+        ..Service::new(service_name(name))
     }
 }
 

@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 
 use nftproxy_core::model::{
     ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, Protocol, Service,
-    ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State, TrafficPolicy,
+    ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
 };
 
 /// What Kubernetes puts into a slice at most.
@@ -139,7 +139,6 @@ impl Cluster {
 
     fn service(&self, number: u32) -> Service {
         Service {
-            name: service_name(number),
             created: i64::from(number),
             cluster_ips: ClusterIps {
                 v4: Some(destination(number).0),
@@ -147,19 +146,13 @@ impl Cluster {
                     .is_dual_stack
                     .then(|| offset_v6(CLUSTER_IPS_V6, number)),
             },
-            external_ips: Box::default(),
-            load_balancer_ips: Box::default(),
-            source_ranges: Box::default(),
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            external_traffic_policy: TrafficPolicy::Cluster,
-            session_affinity: None,
-            health_check_node_port: None,
             ports: Box::new([ServicePort {
                 name: "http".into(),
                 protocol: self.protocol,
                 port: PORT,
                 node_port: None,
             }]),
+            ..Service::new(service_name(number))
         }
     }
 
