@@ -1,26 +1,15 @@
 //! The nftproxy binary: reads its arguments, sets logging up, and runs one command.
 
-mod addresses;
-mod args;
 mod cmd;
 mod config;
-mod convert;
-mod event;
-mod flows;
-mod follow;
-mod health;
-mod health_check_node_port;
-mod logging;
-mod manifests;
-mod node;
-mod platform;
-mod run_loop;
-mod watch;
+mod daemon;
+mod source;
 
 use std::process::ExitCode;
 
-use args::{Cli, Command};
+use cmd::args::{Cli, Command};
 use config::Settings;
+use daemon::logging;
 use tracing::{error, warn};
 
 fn main() -> ExitCode {

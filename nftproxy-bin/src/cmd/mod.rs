@@ -1,14 +1,16 @@
 //! The subcommands, one file each.
 
+pub(crate) mod args;
 pub(crate) mod render;
 pub(crate) mod run;
 
 use anyhow::Context;
 use nftproxy_core::model::Node;
 
-use crate::args::NodeFlags;
 use crate::config::Settings;
-use crate::node::{self, NodeInfo, NodeSettings};
+use crate::daemon::node::{self, NodeSettings};
+use crate::source::{NodeInfo, addresses};
+use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.
 fn node_name(settings: &Settings) -> anyhow::Result<String> {
@@ -33,7 +35,7 @@ fn node_settings(settings: &Settings) -> NodeSettings {
 /// routing table suggests.
 fn node_info(flags: &NodeFlags) -> NodeInfo {
     let ips = if flags.ips.is_empty() {
-        node::guess_node_ips()
+        addresses::guess_node_ips()
     } else {
         flags.ips.clone()
     };

@@ -8,11 +8,11 @@ use nftproxy_core::model::State;
 use nftproxy_core::render;
 use tracing::warn;
 
-use crate::args::{FamilyChoice, RenderArgs};
+use super::args::{FamilyChoice, RenderArgs};
 use crate::config::Settings;
-use crate::event::Event;
-use crate::follow::Converter;
-use crate::manifests::Source;
+use crate::source::Event;
+use crate::source::files::Converter;
+use crate::source::manifests::Source;
 
 /// Renders the manifests.
 pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> {

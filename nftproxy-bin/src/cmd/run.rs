@@ -1,22 +1,21 @@
 //! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
 
-use std::path::Path;
-
 use anyhow::Context;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::model::{V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::args::RunArgs;
+use super::args::RunArgs;
 use crate::config::Settings;
-use crate::follow::{Converter, follow};
-use crate::health::Health;
-use crate::manifests::{self, Source};
-use crate::run_loop::{Followers, Pace, Proxy};
-use crate::{addresses, flows, health_check_node_port, node, platform, watch};
+use crate::daemon::health::Health;
+use crate::daemon::run_loop::{Followers, Pace, Proxy};
+use crate::daemon::{flows, health_check_node_port, platform};
+use crate::source::client::client;
+use crate::source::files::{Converter, follow};
+use crate::source::manifests::{self, Source};
+use crate::source::{Event, addresses, api};
 
 /// Events that may wait for a sync to finish; whoever has more waits with them.
 const EVENT_QUEUE: usize = 1024;
@@ -53,7 +52,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 Some(super::node_info(&args.node))
             }
             None => {
-                watch::start(
+                api::start(
                     &client(settings).await?,
                     &node_name,
                     allow_external_ips,
@@ -75,7 +74,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
             kernels.v6,
             super::node_settings(settings),
             node_info,
-            node::interface_ips,
+            addresses::interface_ips,
             followers,
         );
         let pace = Pace {
@@ -99,7 +98,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
 /// Runs the loop on a thread of its own, so that a long commit holds nothing else up.
 fn on_own_thread<K4, K6>(
     proxy: Proxy<K4, K6>,
-    events: mpsc::Receiver<crate::event::Event>,
+    events: mpsc::Receiver<Event>,
     pace: Pace,
 ) -> anyhow::Result<tokio::sync::oneshot::Receiver<anyhow::Result<()>>>
 where
@@ -121,43 +120,4 @@ where
         })
         .context("starting the loop's thread")?;
     Ok(receiver)
-}
-
-async fn client(settings: &Settings) -> anyhow::Result<kube::Client> {
-    let mut config = match (&settings.kubeconfig, &settings.master) {
-        (Some(path), _) => kubeconfig(path).await?,
-        (None, Some(master)) => kube::Config::new(parse_url(master)?),
-        (None, None) => {
-            info!("neither kubeconfig nor master URL is given; using the in-cluster configuration");
-            kube::Config::incluster().context(
-                "this is not a pod, so there is no in-cluster configuration; \
-                 give --kubeconfig, --config or --manifests",
-            )?
-        }
-    };
-    if let Some(master) = &settings.master {
-        config.cluster_url = parse_url(master)?;
-    }
-    // The watches retry by themselves, and say so.
-    config.default_retry = false;
-    kube::Client::try_from(config).context("making a client for the API server")
-}
-
-async fn kubeconfig(path: &Path) -> anyhow::Result<kube::Config> {
-    let file = Kubeconfig::read_from(path)
-        .with_context(|| format!("reading kubeconfig {}", path.display()))?;
-    kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("using kubeconfig {}", path.display()))
-}
-
-fn parse_url(master: &str) -> anyhow::Result<http::Uri> {
-    // kube-proxy takes a bare host and port as well.
-    let url = if master.contains("://") {
-        master.to_owned()
-    } else {
-        format!("http://{master}")
-    };
-    url.parse()
-        .with_context(|| format!("--master {master:?} is not a URL"))
 }

@@ -10,8 +10,7 @@ use nftproxy_core::k8s::{self, Problem};
 use nftproxy_core::model::{ServiceName, SliceName};
 use tracing::warn;
 
-use crate::event::Event;
-use crate::node::NodeInfo;
+use super::{Event, NodeInfo};
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {

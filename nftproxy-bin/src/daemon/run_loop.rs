@@ -19,11 +19,11 @@ use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::event::Event;
-use crate::flows::{FlowFamily, Flows};
-use crate::health::Health;
-use crate::health_check_node_port;
-use crate::node::{self, NodeInfo, NodeSettings};
+use super::flows::{FlowFamily, Flows};
+use super::health::Health;
+use super::health_check_node_port;
+use super::node::{self, NodeSettings};
+use crate::source::{Event, NodeInfo};
 
 /// How long to wait for the Node object, once all else is there.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
-use crate::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
-use crate::event::Event;
-use crate::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
+use super::Event;
+use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
+use super::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
 use nftproxy_core::model::{ServiceName, SliceName};
 
 /// Turns what a source says into events, for the node of this name.

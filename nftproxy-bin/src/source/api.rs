@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
-use crate::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
-use crate::event::Event;
+use super::Event;
+use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
 
 /// Objects per page of a list. What a page takes while it is decoded lies between the objects that
 /// are kept, so that large pages leave large holes in memory; small ones take more round trips.

@@ -1,13 +1,13 @@
 //! What can happen to the proxy, as one closed enum.
 //!
-//! Whoever watches something turns it into events; [`crate::run_loop`] is their only reader.
+//! Whoever watches something turns it into events; the daemon's loop is their only reader.
 
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 use nftproxy_core::model::{EndpointSlice, Service, ServiceName, SliceName};
 
-use crate::node::NodeInfo;
+use super::NodeInfo;
 
 /// Something that happened.
 #[derive(Debug)]

@@ -1,68 +1,13 @@
 //! What this node is: its settings, its Node object and its interfaces, made into a
 //! [`model::Node`].
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1 as core;
-use nftproxy_core::k8s::{LABEL_ZONE, parse_cidr, parse_ip};
 use nftproxy_core::model::{self, IpFamily, NodePortAddresses};
 
 use crate::config;
-
-/// What matters of a Node object.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct NodeInfo {
-    /// Label `topology.kubernetes.io/zone`.
-    pub(crate) zone: Option<String>,
-    /// `status.addresses`: internal ones in order, then external ones.
-    pub(crate) ips: Vec<IpAddr>,
-    /// `spec.podCIDRs`
-    pub(crate) pod_cidrs: Vec<IpNet>,
-}
-
-impl NodeInfo {
-    /// Reads a Node object.
-    pub(crate) fn of(node: &core::Node) -> Self {
-        let addresses = node
-            .status
-            .as_ref()
-            .and_then(|status| status.addresses.as_deref());
-        let of_type = |wanted: &'static str| {
-            let addresses = addresses.unwrap_or_default().iter();
-            addresses
-                .filter(move |address| address.type_ == wanted)
-                .filter_map(|address| parse_ip(&address.address))
-        };
-        let spec = node.spec.as_ref();
-        let pod_cidrs = spec
-            .and_then(|spec| spec.pod_cidrs.as_deref())
-            .unwrap_or_default();
-        Self {
-            zone: node
-                .metadata
-                .labels
-                .as_ref()
-                .and_then(|labels| labels.get(LABEL_ZONE))
-                .cloned(),
-            ips: of_type("InternalIP").chain(of_type("ExternalIP")).collect(),
-            pod_cidrs: pod_cidrs
-                .iter()
-                .filter_map(|cidr| parse_cidr(cidr))
-                .collect(),
-        }
-    }
-
-    /// The node's address in a family: a bind address of that family counts for it.
-    fn ip(&self, family: IpFamily, bind_address: IpAddr) -> Option<IpAddr> {
-        let of_family = |ip: &IpAddr| IpFamily::of(*ip) == family;
-        if of_family(&bind_address) && !bind_address.is_unspecified() {
-            return Some(bind_address);
-        }
-        self.ips.iter().copied().find(of_family)
-    }
-}
+use crate::source::NodeInfo;
 
 /// The settings that decide what the node is to the rules.
 #[derive(Debug, Clone)]
@@ -133,49 +78,6 @@ fn node_port_addresses(
         .filter(|ip| !ip.is_loopback() && ranges.iter().any(|range| range.contains(*ip)))
         .copied();
     NodePortAddresses::Only(accepted.collect())
-}
-
-/// The addresses on this host's interfaces, each once, in order.
-pub(crate) fn interface_ips() -> std::io::Result<Vec<IpAddr>> {
-    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address
-            .as_sockaddr_in()
-            .map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| {
-            address
-                .as_sockaddr_in6()
-                .map(|address| IpAddr::V6(address.ip()))
-        })
-    });
-    Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
-}
-
-/// Addresses that stand for the node where no Node object says: those it would use to talk to the
-/// outside, which is also what a kubelet reports.
-pub(crate) fn guess_node_ips() -> Vec<IpAddr> {
-    // Any address behind the default route will do; these are for documentation.
-    let outside: [(IpAddr, IpAddr); 2] = [
-        (
-            Ipv4Addr::UNSPECIFIED.into(),
-            Ipv4Addr::new(192, 0, 2, 1).into(),
-        ),
-        (
-            Ipv6Addr::UNSPECIFIED.into(),
-            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
-        ),
-    ];
-    let source = |(any, target): (IpAddr, IpAddr)| {
-        // Connecting a UDP socket asks the routing table, and sends nothing.
-        let socket = UdpSocket::bind((any, 0)).ok()?;
-        socket.connect((target, 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    };
-    outside
-        .into_iter()
-        .filter_map(source)
-        .filter(|ip| !ip.is_loopback())
-        .collect()
 }
 
 #[cfg(test)]

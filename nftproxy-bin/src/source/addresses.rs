@@ -1,6 +1,8 @@
-//! Notices when addresses come to this host's interfaces or go, through rtnetlink.
+//! The addresses on this host's interfaces, and when they change, through rtnetlink.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use nix::sys::socket::{
 use tokio::sync::mpsc::Sender;
 use tracing::warn;
 
-use crate::event::Event;
+use super::Event;
 
 /// An interface that comes up gets several addresses; they are looked at together.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -62,4 +64,47 @@ fn wait_for_change(socket: &OwnedFd) -> bool {
     std::thread::sleep(SETTLE);
     while receive(MsgFlags::MSG_DONTWAIT) {}
     true
+}
+
+/// The addresses on this host's interfaces, each once, in order.
+pub(crate) fn interface_ips() -> io::Result<Vec<IpAddr>> {
+    let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address
+            .as_sockaddr_in()
+            .map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| {
+            address
+                .as_sockaddr_in6()
+                .map(|address| IpAddr::V6(address.ip()))
+        })
+    });
+    Ok(addresses.collect::<BTreeSet<_>>().into_iter().collect())
+}
+
+/// Addresses that stand for the node where no Node object says: those it would use to talk to the
+/// outside, which is also what a kubelet reports.
+pub(crate) fn guess_node_ips() -> Vec<IpAddr> {
+    // Any address behind the default route will do; these are for documentation.
+    let outside: [(IpAddr, IpAddr); 2] = [
+        (
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv4Addr::new(192, 0, 2, 1).into(),
+        ),
+        (
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+        ),
+    ];
+    let source = |(any, target): (IpAddr, IpAddr)| {
+        // Connecting a UDP socket asks the routing table, and sends nothing.
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect((target, 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    outside
+        .into_iter()
+        .filter_map(source)
+        .filter(|ip| !ip.is_loopback())
+        .collect()
 }

@@ -1,0 +1,11 @@
+//! What runs: the loop around the library's engine, and the servers beside it.
+//!
+//! It may use `config`, the events of `source` and the library. Entry point: [`run_loop`].
+
+pub(crate) mod flows;
+pub(crate) mod health;
+pub(crate) mod health_check_node_port;
+pub(crate) mod logging;
+pub(crate) mod node;
+pub(crate) mod platform;
+pub(crate) mod run_loop;
