@@ -4,11 +4,12 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
 
 use integration::fixtures::recorded;
 use integration::netns::{Namespace, in_sandbox};
 use nftproxy_core::apply::netlink::Netlink;
-use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::apply::Kernel;
 use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::model::{
@@ -17,9 +18,9 @@ use nftproxy_core::model::{
     V6,
 };
 use nftproxy_core::render;
-use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
 use nftproxy_core::ruleset::name::SlotMap;
+use nftproxy_core::ruleset::{FamilyRuleset, Table};
 use nftproxy_core::sync::Syncer;
 
 /// `n_services` Services with `n_endpoints` each, all dual-stack.
@@ -99,7 +100,7 @@ fn nodes() -> Vec<(&'static str, Node)> {
                 detect_local: DetectLocal::BridgeInterface("cni0".into()),
                 node_port_addresses_v4: only(&["192.0.2.10", "192.0.2.11"]),
                 node_port_addresses_v6: only(&["2001:db8::10"]),
-                masquerade_mark: 1,
+                masquerade_mark: Some(1),
                 ..Node::default()
             },
         ),
@@ -107,13 +108,31 @@ fn nodes() -> Vec<(&'static str, Node)> {
             "prefix",
             Node {
                 detect_local: DetectLocal::InterfaceNamePrefix("veth".into()),
-                masquerade_mark: 1 << 31,
+                masquerade_mark: Some(1 << 31),
                 ..Node::default()
             },
         ),
         (
             "all",
             Node {
+                masquerade_all: true,
+                ..Node::default()
+            },
+        ),
+        (
+            "no mark",
+            Node {
+                detect_local: DetectLocal::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
+                node_port_addresses_v4: only(&["192.0.2.10"]),
+                masquerade_mark: None,
+                ..Node::default()
+            },
+        ),
+        (
+            "no mark at all, of an interface",
+            Node {
+                detect_local: DetectLocal::BridgeInterface("cni0".into()),
+                masquerade_mark: None,
                 masquerade_all: true,
                 ..Node::default()
             },
@@ -194,6 +213,42 @@ fn check_round_trip<F: Family>(desired: &FamilyRuleset<F>, what: &str) {
     assert_eq!(observed.ruleset, *desired, "{what}");
 }
 
+/// Another table, at other priorities, in a namespace that is named by a descriptor, is what `nft`
+/// makes of the script for it; and it is found again beside a default one.
+#[test]
+fn another_table_in_another_namespace() {
+    in_sandbox(|| {
+        let table = Table::new("second-proxy", -7).unwrap();
+        let (_, node) = nodes().remove(0);
+        let Compiled { v4, v6, .. } = compile(&recorded("all.yaml"), &node);
+        let (ours, theirs) = (
+            Namespace::new("ours").unwrap(),
+            Namespace::new("theirs").unwrap(),
+        );
+        let file = ours.run(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
+        let mut netlink = Netlink::open_table(table.clone(), Some(file.as_fd())).unwrap();
+        ours.run(|| commit(&mut Netlink::open().unwrap(), &v4));
+        commit(&mut netlink, &v4);
+        commit(&mut netlink, &v6);
+        let script = render::ruleset(&v4)
+            + &render::ruleset_in(&table, &v4)
+            + &render::ruleset_in(&table, &v6);
+        theirs
+            .exec_with_input(&["nft", "-f", "-"], &script)
+            .unwrap();
+        let list = ["nft", "list", "ruleset"];
+        let listed = ours.exec(&list).unwrap();
+        pretty_assert(&listed, &theirs.exec(&list).unwrap(), "ruleset");
+        assert!(
+            listed.contains("hook prerouting priority dstnat - 7;"),
+            "{listed}"
+        );
+        let observed = Kernel::<V4>::list(&mut netlink).unwrap().unwrap();
+        assert_eq!(observed.foreign, Vec::<String>::new());
+        assert_eq!(observed.ruleset, v4);
+    });
+}
+
 /// The delta of a live change, through `nft -f` on one side and netlink on the other.
 #[test]
 fn rendered_deltas_do_the_same() {
@@ -265,10 +320,8 @@ fn a_failing_batch_leaves_nothing() {
             "the kernel refused adding element { 10.96.0.1 } of cluster-ips in table ip nftproxy"
         );
         assert_eq!(error.culprit(), Some(2));
-        let ApplyError::Refused { source, .. } = &error else {
-            panic!("{error:?}")
-        };
-        assert_eq!(source.kind(), std::io::ErrorKind::AlreadyExists);
+        let refusal = error.refusal().unwrap();
+        assert_eq!(refusal.errno(), nix::libc::EEXIST);
         assert_eq!(namespace.exec(&list).unwrap(), before);
     });
 }

@@ -16,6 +16,8 @@ use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 pub struct Delta<F: Family> {
     /// What becomes of the table itself.
     pub table: TableChange,
+    /// Sets and maps to create, beside those that come with the table.
+    pub add_sets: Vec<SetName>,
     /// Chains to create, empty at first.
     pub add_chains: Vec<ChainName>,
     /// Chains to empty, and their new rules; those that were just created too.
@@ -45,6 +47,7 @@ impl<F: Family> Default for Delta<F> {
     fn default() -> Self {
         Self {
             table: TableChange::Keep,
+            add_sets: Vec::new(),
             add_chains: Vec::new(),
             set_rules: Vec::new(),
             forget: Vec::new(),
@@ -60,6 +63,7 @@ impl<F: Family> Delta<F> {
     pub fn is_empty(&self) -> bool {
         let Self {
             table,
+            add_sets,
             add_chains,
             set_rules,
             forget,
@@ -68,6 +72,7 @@ impl<F: Family> Delta<F> {
             delete_chains,
         } = self;
         *table == TableChange::Keep
+            && add_sets.is_empty()
             && add_chains.is_empty()
             && set_rules.is_empty()
             && forget.is_empty()
@@ -96,8 +101,10 @@ impl<F: Family> Delta<F> {
     }
 
     /// Adds what turns the fixed chains of `observed` into those of `desired`. Chains that others
-    /// may lead to are left, though they are not desired.
+    /// may lead to are left, though they are not desired, and so are sets.
     pub fn change_skeleton(&mut self, observed: &Skeleton, desired: &Skeleton) {
+        self.add_sets
+            .extend(desired.sets.difference(&observed.sets).copied());
         let gone = observed
             .chains
             .keys()
@@ -123,6 +130,7 @@ fn is_left(chain: ChainName) -> bool {
 
 /// The fixed chains that there are once those of `observed` have been changed into `desired`.
 pub(crate) fn changed_skeleton(observed: &Skeleton, mut desired: Skeleton) -> Skeleton {
+    desired.sets.extend(&observed.sets);
     for (chain, rules) in &observed.chains {
         if is_left(*chain) && !desired.chains.contains_key(chain) {
             desired.chains.insert(*chain, rules.clone());

@@ -3,6 +3,7 @@
 //! Conversion is total: whatever an API server or a file may hold becomes something, or is left
 //! out with a [`Problem`]. The objects are only read, so that the caller can drop them at once.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -15,8 +16,8 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::{
-    ClusterIps, Endpoint, EndpointSlice, Family, Hints, Locality, NodeHint, Protocol, Service,
-    ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, TrafficPolicy, V4, V6,
+    ClusterIps, Endpoint, EndpointSlice, Family, Hints, Kept, Locality, NodeHint, Protocol,
+    Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, TrafficPolicy, V4, V6,
 };
 
 /// Services with this label belong to another proxy.
@@ -65,10 +66,70 @@ fn identity(metadata: &ObjectMeta) -> (&str, &str) {
     )
 }
 
-/// Converts a Service. `None` if it is not for us to proxy: it is headless, an external name, or
-/// labelled for another proxy.
+/// Which Services are for this proxy, and what of them its embedder wants to see.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServiceOptions {
+    /// The label `service.kubernetes.io/service-proxy-name` that Services for this proxy have;
+    /// `None` for the cluster's default proxy, whose Services have no such label.
+    pub proxy_name: Option<String>,
+    /// Labels to keep in [`Service::kept`], by key.
+    pub labels: Vec<String>,
+    /// Annotations to keep in [`Service::kept`], by key.
+    pub annotations: Vec<String>,
+}
+
+impl ServiceOptions {
+    fn kept(&self, metadata: &ObjectMeta) -> Option<Box<Kept>> {
+        let keep = |keys: &[String], from: Option<&BTreeMap<String, String>>| {
+            let keys = keys.iter().filter_map(|key| from?.get_key_value(key));
+            keys.map(|(key, value)| (key.as_str().into(), value.as_str().into()))
+                .collect()
+        };
+        let kept = Kept {
+            labels: keep(&self.labels, metadata.labels.as_ref()),
+            annotations: keep(&self.annotations, metadata.annotations.as_ref()),
+        };
+        (kept != Kept::default()).then(|| Box::new(kept))
+    }
+}
+
+/// Converts a Service for the cluster's default proxy. `None` if it is not for us to proxy: it is
+/// headless, an external name, or labelled for another proxy.
 pub fn service(object: &core::Service, problems: &mut Vec<Problem>) -> Option<Service> {
-    if has_label(&object.metadata, LABEL_SERVICE_PROXY_NAME) {
+    service_with(object, &ServiceOptions::default(), problems)
+}
+
+/// Converts a Service. `None` if it is not for this proxy: it is headless, an external name, or
+/// labelled for another one.
+///
+/// ```
+/// # use nftproxy_core::k8s::{ServiceOptions, service_with};
+/// # let object = serde_json::from_str(
+/// #     r#"{
+/// #       "metadata": {
+/// #         "namespace": "shop",
+/// #         "name": "api",
+/// #         "labels": {"service.kubernetes.io/service-proxy-name": "my-cni"},
+/// #         "annotations": {"my-cni/weight": "3"}
+/// #       },
+/// #       "spec": {"clusterIP": "10.96.0.20", "ports": [{"port": 80}]}
+/// #     }"#,
+/// # )?;
+/// let options = ServiceOptions {
+///     proxy_name: Some("my-cni".into()),
+///     annotations: vec!["my-cni/weight".into()],
+///     ..ServiceOptions::default()
+/// };
+/// let service = service_with(&object, &options, &mut Vec::new()).expect("it is labelled for us");
+/// assert_eq!(service.annotation("my-cni/weight"), Some("3"));
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+pub fn service_with(
+    object: &core::Service,
+    options: &ServiceOptions,
+    problems: &mut Vec<Problem>,
+) -> Option<Service> {
+    if label(&object.metadata, LABEL_SERVICE_PROXY_NAME) != options.proxy_name.as_deref() {
         return None;
     }
     let spec = object.spec.as_ref()?;
@@ -104,6 +165,7 @@ pub fn service(object: &core::Service, problems: &mut Vec<Problem>) -> Option<Se
             .flatten()
             .filter_map(|port| service_port(port, &mut problem))
             .collect(),
+        kept: options.kept(&object.metadata),
         name,
     })
 }

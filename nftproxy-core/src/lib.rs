@@ -64,7 +64,7 @@
 //! let dirty = state.take_dirty();
 //! let report = syncer.sync(&state, &node, &dirty)?;
 //! # assert_eq!(problems, []);
-//! # assert!(report.full && report.notes.is_empty());
+//! # assert!(report.full && report.appeared.is_empty());
 //! # // cluster-ips and services, then a slot for each endpoint. Neither can be on this node
 //! # // for sure, so both may have to be masqueraded when they reach themselves.
 //! # assert_eq!(report.counts.added_elements, 1 + 1 + 2 + 2);

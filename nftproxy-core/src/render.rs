@@ -4,23 +4,34 @@ use std::fmt::Write;
 
 use crate::diff::{Delta, TableChange, diff, for_each_set};
 use crate::model::Family;
-use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::Element;
-use crate::ruleset::name::{ChainName, SetName, TABLE, TABLE_COMMENT};
-use crate::ruleset::schema::{DataType, base_chain, schema};
+use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
+use crate::ruleset::schema::{DataType, Schema, schema};
+use crate::ruleset::{FamilyRuleset, Table};
 
 /// Elements per line of a script.
 const ELEMENTS_PER_COMMAND: usize = 500;
 
-/// A whole ruleset as a script that `nft -f` accepts, and that creates the table.
+/// A whole ruleset as a script that `nft -f` accepts, and that creates the default table.
 pub fn ruleset<F: Family>(ruleset: &FamilyRuleset<F>) -> String {
-    delta(&diff(None, ruleset))
+    ruleset_in(&Table::default(), ruleset)
 }
 
-/// A delta as a script that does the same as applying it, as one transaction.
+/// The same for another table.
+pub fn ruleset_in<F: Family>(table: &Table, ruleset: &FamilyRuleset<F>) -> String {
+    delta_in(table, &diff(None, ruleset))
+}
+
+/// A delta of the default table as a script that does the same as applying it, as one transaction.
 pub fn delta<F: Family>(delta: &Delta<F>) -> String {
+    delta_in(&Table::default(), delta)
+}
+
+/// The same for another table.
+pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     let Delta {
         table,
+        add_sets,
         add_chains,
         set_rules,
         forget,
@@ -29,7 +40,7 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
         delete_chains,
     } = delta;
     let mut out = String::new();
-    let at = format!("{} {TABLE}", F::FAMILY.nft_name());
+    let at = format!("{} {}", F::FAMILY.nft_name(), place.name());
     let mut line = |text: String| {
         out.push_str(&text);
         out.push('\n');
@@ -42,8 +53,11 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
             create_table::<F>(&at, &mut line);
         }
     }
+    for set in add_sets {
+        add_set::<F>(&at, *set, &mut line);
+    }
     for chain in add_chains {
-        line(match base_chain(*chain) {
+        line(match place.base_chain(*chain) {
             None => format!("add chain {at} {chain}"),
             Some(base) => format!(
                 "add chain {at} {chain} {{ type nat hook {} priority {}; policy accept; }}",
@@ -72,16 +86,25 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
 fn create_table<F: Family>(at: &str, line: &mut impl FnMut(String)) {
     line(format!("add table {at} {{ comment \"{TABLE_COMMENT}\"; }}"));
     for set in SetName::ALL {
-        let schema = schema(set);
-        let kind = if schema.data == DataType::None {
-            "set"
-        } else {
-            "map"
-        };
-        line(format!(
-            "add {kind} {at} {set} {{ {}; }}",
-            schema.nft::<F>()
-        ));
+        add_set::<F>(at, set, line);
+    }
+}
+
+fn add_set<F: Family>(at: &str, set: SetName, line: &mut impl FnMut(String)) {
+    let schema = schema(set);
+    let kind = kind(&schema);
+    line(format!(
+        "add {kind} {at} {set} {{ {}; }}",
+        schema.nft::<F>()
+    ));
+}
+
+/// What nft(8) calls it.
+fn kind(schema: &Schema) -> &'static str {
+    if schema.data == DataType::None {
+        "set"
+    } else {
+        "map"
     }
 }
 
@@ -103,18 +126,20 @@ fn write_elements<F: Family>(
     });
 }
 
-/// A ruleset in the layout of `nft list table`, for people: chains in the order in which packets
-/// meet them, elements sorted.
+/// A ruleset of the default table in the layout of `nft list table`, for people: chains in the order
+/// in which packets meet them, elements sorted.
 pub fn listing<F: Family>(ruleset: &FamilyRuleset<F>) -> String {
-    let mut out = format!("table {} {TABLE} {{\n", F::FAMILY.nft_name());
+    listing_in(&Table::default(), ruleset)
+}
+
+/// The same for another table.
+pub fn listing_in<F: Family>(table: &Table, ruleset: &FamilyRuleset<F>) -> String {
+    let mut out = format!("table {} {} {{\n", F::FAMILY.nft_name(), table.name());
     let _ = writeln!(out, "\tcomment \"{TABLE_COMMENT}\"");
-    for set in SetName::ALL {
+    let optional = ruleset.skeleton.sets.iter().copied();
+    for set in SetName::ALL.into_iter().chain(optional) {
         let schema = schema(set);
-        let kind = if schema.data == DataType::None {
-            "set"
-        } else {
-            "map"
-        };
+        let kind = kind(&schema);
         let _ = writeln!(
             out,
             "\n\t{kind} {set} {{\n\t\t{}",
@@ -148,7 +173,7 @@ pub fn listing<F: Family>(ruleset: &FamilyRuleset<F>) -> String {
     });
     for (chain, rules) in picks.chain(fixed) {
         let _ = writeln!(out, "\n\tchain {chain} {{");
-        if let Some(base) = base_chain(chain) {
+        if let Some(base) = table.base_chain(chain) {
             let _ = writeln!(
                 out,
                 "\t\ttype nat hook {} priority {}; policy accept;",

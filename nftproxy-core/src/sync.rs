@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::apply::{ApplyError, Committed, Kernel};
+use crate::apply::{ApplyError, Committed, Kernel, Refusal};
 use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
@@ -30,6 +30,10 @@ pub struct Syncer<F: Family, K> {
     pending: BTreeSet<ServiceName>,
     /// What the kernel is known to hold beside elements; `None` if it is not known.
     installed: Option<Installed<F>>,
+    /// What the kernel refused of the table as it is.
+    refused: BTreeSet<Note>,
+    /// The notes that were reported as being in force.
+    reported: BTreeSet<Note>,
     /// ServiceCIDRs that were among the [`Leftovers`] already.
     known_service_cidrs: Vec<(F::Address, u8)>,
 }
@@ -53,8 +57,13 @@ pub struct Report {
     pub counts: Counts,
     /// The size of the batch.
     pub committed: Committed,
-    /// What was left out of the Services that were compiled.
-    pub notes: BTreeSet<Note>,
+    /// What is left out of the Services since this sync.
+    pub appeared: BTreeSet<Note>,
+    /// What is no longer left out since this sync.
+    pub went: BTreeSet<Note>,
+    /// What was not as expected, in a full sync after the first: somebody else changed the table, or
+    /// a commit had failed.
+    pub is_repair: bool,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -97,6 +106,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             compiled_for: None,
             pending: BTreeSet::new(),
             installed: None,
+            refused: BTreeSet::new(),
+            reported: BTreeSet::new(),
             known_service_cidrs: Vec::new(),
         }
     }
@@ -109,6 +120,21 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     /// The kernel, to be changed behind the syncer's back in tests.
     pub fn kernel_mut(&mut self) -> &mut K {
         &mut self.kernel
+    }
+
+    /// What is compiled, to be asked.
+    pub fn compilation(&self) -> &Compilation<F> {
+        &self.compilation
+    }
+
+    /// What is left out of the Services, in order of Service, as of the last sync that succeeded.
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.reported.iter()
+    }
+
+    /// Has nothing kept for [`Syncer::take_leftovers`], as nobody will call it.
+    pub fn ignore_flows(&mut self) {
+        self.compilation.ignore_flows();
     }
 
     /// Makes the next sync a full one, for when somebody else may have changed the table.
@@ -134,30 +160,21 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
         let start = Instant::now();
         let changes = self.compile(state, node, dirty, &Seeds::default());
-        let (mut delta, notes) = self.element_delta(state, node, changes);
+        let mut delta = self.element_delta(state, node, changes);
         let mut timings = Timings {
             compile: start.elapsed(),
             ..Timings::default()
         };
         match self.commit(&mut delta, &mut timings) {
-            Ok(committed) => Ok(Report {
-                full: false,
-                counts: delta.counts(),
-                committed,
-                notes,
-                timings,
-            }),
+            Ok(committed) => Ok(self.report(false, &delta, committed, timings)),
             Err(error) if error.is_retryable() => {
                 // The table may not be what it is thought to be.
                 self.installed = None;
-                let nothing = BTreeSet::new();
-                let mut report = self.full(state, node, &nothing, timings)?;
-                report.notes.extend(notes);
-                Ok(report)
+                self.full(state, node, &BTreeSet::new(), timings)
             }
             Err(error) => {
                 self.installed = None;
-                Err(error)
+                Err(self.explain(state, error, &delta))
             }
         }
     }
@@ -228,13 +245,13 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let (mut refused, mut left_out) = (BTreeSet::new(), BTreeSet::new());
         let mut notes = BTreeSet::new();
         loop {
-            match self.try_full(state, node, timings, &left_out, &mut notes) {
-                Ok(report) => return Ok(Report { notes, ..report }),
+            match self.try_full(state, node, timings, &left_out, &notes) {
+                Ok(report) => return Ok(report),
                 Err((error, Some(culprit))) if refused.len() <= REFUSED_MAX => {
                     // The first time, somebody else may have changed the table since it was listed.
                     if !refused.insert(culprit.identity()) {
                         left_out.insert(culprit.identity());
-                        notes.insert(self.refused_note(&culprit, &error));
+                        notes.insert(self.refused_note(state, &culprit, &error));
                     }
                 }
                 Err((error, _)) => return Err(error),
@@ -242,15 +259,53 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
     }
 
-    fn refused_note(&self, culprit: &Element<F>, error: &ApplyError) -> Note {
-        let reason = match error {
-            ApplyError::Refused { source, .. } => source.to_string(),
-            error => error.to_string(),
-        };
+    fn refused_note(&self, state: &State, culprit: &Element<F>, error: &ApplyError) -> Note {
+        let refusal = error.refusal();
         Note::Refused {
-            owner: self.compilation.owner_of(culprit),
-            element: format!("{{ {} }} of {}", culprit.nft(), culprit.set()),
-            reason,
+            service_port: self.compilation.owner_of(state, culprit),
+            set: culprit.set(),
+            element: culprit.nft().into(),
+            errno: refusal.map_or(0, Refusal::errno),
+            kernel_message: refusal.and_then(|refusal| refusal.kernel_message.clone()),
+        }
+    }
+
+    /// An error with the name of the Service port whose element was refused.
+    fn explain(&self, state: &State, mut error: ApplyError, delta: &Delta<F>) -> ApplyError {
+        if let ApplyError::Refused(refusal) = &mut error {
+            let culprit = refusal
+                .culprit
+                .and_then(|index| delta.add_elements.get(index));
+            refusal.service_port =
+                culprit.and_then(|culprit| self.compilation.owner_of(state, culprit));
+        }
+        error
+    }
+
+    /// What a sync that has just succeeded did.
+    fn report(
+        &mut self,
+        full: bool,
+        delta: &Delta<F>,
+        committed: Committed,
+        timings: Timings,
+    ) -> Report {
+        let (mut appeared, mut went) = (BTreeSet::new(), BTreeSet::new());
+        if self.compilation.take_notes_changed() || full {
+            let notes = self.compilation.notes().chain(&self.refused);
+            let notes: BTreeSet<_> = notes.cloned().collect();
+            appeared = notes.difference(&self.reported).cloned().collect();
+            went = self.reported.difference(&notes).cloned().collect();
+            self.reported = notes;
+        }
+        Report {
+            full,
+            counts: delta.counts(),
+            committed,
+            appeared,
+            went,
+            is_repair: false,
+            timings,
         }
     }
 
@@ -262,7 +317,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         node: &Node,
         mut timings: Timings,
         left_out: &BTreeSet<(SetName, Key<F>)>,
-        notes: &mut BTreeSet<Note>,
+        refused: &BTreeSet<Note>,
     ) -> Result<Report, (ApplyError, Option<Element<F>>)> {
         let unexplained = |error| (error, None);
         let start = Instant::now();
@@ -276,7 +331,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             _ => Seeds::default(),
         };
         let dirty = std::mem::take(&mut self.pending);
-        notes.extend(self.compile(state, node, &dirty, &seeds).notes);
+        self.compile(state, node, &dirty, &seeds);
         let service_cidrs = state.service_cidrs::<F>();
         let features = self.compilation.features();
         let desired = self
@@ -298,7 +353,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let committed = self.commit(&mut delta, &mut timings).map_err(|error| {
             let culprit = error.culprit();
             let culprit = culprit.and_then(|index| delta.add_elements.get(index).cloned());
-            (error, culprit)
+            (self.explain(state, error, &delta), culprit)
         })?;
         let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
         if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
@@ -312,12 +367,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             skeleton,
             picks,
         });
+        self.refused.clone_from(refused);
+        let report = self.report(true, &delta, committed, timings);
         Ok(Report {
-            full: true,
-            counts: delta.counts(),
-            committed,
-            notes: BTreeSet::new(),
-            timings,
+            is_repair: !is_first && !delta.is_empty(),
+            ..report
         })
     }
 
@@ -389,7 +443,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         dirty: &BTreeSet<ServiceName>,
         seeds: &Seeds<F>,
     ) -> Changes<F> {
-        let all_depend_on = |node: &Node| (node.zone.clone(), node.ips.clone());
+        let all_depend_on = |node: &Node| {
+            let Node { zone, ips, .. } = node;
+            (zone.clone(), ips.clone(), node.masquerade_mark.is_none())
+        };
         let changes = if self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node))
         {
             self.compilation.update(state, node, dirty, seeds)
@@ -410,20 +467,15 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
 
     /// The delta of an ordinary sync. What it assumes to be installed is taken as installed, as a
     /// failure to commit it makes that unknown anyway.
-    fn element_delta(
-        &mut self,
-        state: &State,
-        node: &Node,
-        changes: Changes<F>,
-    ) -> (Delta<F>, BTreeSet<Note>) {
-        let Changes { delete, add, notes } = changes;
+    fn element_delta(&mut self, state: &State, node: &Node, changes: Changes<F>) -> Delta<F> {
+        let Changes { delete, add } = changes;
         let mut delta = Delta {
             delete_elements: delete,
             add_elements: add,
             ..Delta::default()
         };
         let Some(installed) = &mut self.installed else {
-            return (delta, notes);
+            return delta;
         };
 
         let needed = self
@@ -450,6 +502,6 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         // Elements of one set share a message.
         delta.delete_elements.sort();
         delta.add_elements.sort();
-        (delta, notes)
+        delta
     }
 }

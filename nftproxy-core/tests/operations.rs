@@ -435,7 +435,7 @@ fn s172_an_element_that_the_kernel_refuses_is_left_out() {
     syncer.kernel_mut().unacceptable.insert(culprit.identity());
     let dirty = state.take_dirty();
     let report = syncer.sync(&state, &node, &dirty).unwrap();
-    let notes: Vec<_> = report.notes.iter().map(ToString::to_string).collect();
+    let notes: Vec<_> = report.appeared.iter().map(ToString::to_string).collect();
     let expected = format!(
         "service port default/web is not complete: the kernel refuses {{ {} }} of endpoints: ",
         culprit.nft()

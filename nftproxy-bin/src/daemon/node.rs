@@ -45,7 +45,7 @@ pub(crate) fn node(
             .filter_map(|family| info.ip(family, settings.bind_address))
             .collect(),
         masquerade_all: settings.masquerade_all,
-        masquerade_mark: 1 << settings.masquerade_bit,
+        masquerade_mark: Some(1 << settings.masquerade_bit),
     }
 }
 

@@ -208,16 +208,21 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
 }
 
 fn log_report(family: model::IpFamily, report: &Report, recovered: bool) {
-    for note in &report.notes {
-        warn!(%family, "{note}");
-    }
     let Report {
         full,
         counts,
         committed,
-        notes: _,
+        appeared,
+        went,
+        is_repair: _,
         timings,
     } = report;
+    for note in appeared {
+        warn!(%family, "{note}");
+    }
+    for note in went {
+        info!(%family, "no longer: {note}");
+    }
     let elapsed = timings.total();
     let is_event = *full || recovered;
     if is_event {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::{ApplyError, Committed, Kernel};
+use super::{ApplyError, Committed, Kernel, Operation, Refusal, Verb};
 use crate::diff::{Counts, Delta, Observed, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
@@ -30,6 +30,7 @@ pub struct FakeKernel<F: Family> {
 
 #[derive(Debug, Clone)]
 struct Table<F: Family> {
+    sets: BTreeSet<SetName>,
     chains: BTreeMap<ChainName, Vec<Rule>>,
     elements: BTreeMap<(SetName, Key<F>), Element<F>>,
     affinity: BTreeMap<(SetName, Key<F>), Element<F>>,
@@ -75,6 +76,7 @@ impl<F: Family> FakeKernel<F> {
             .partition(|(chain, _)| matches!(chain, ChainName::Pick(_)));
         Some(FamilyRuleset {
             skeleton: Skeleton {
+                sets: table.sets.clone(),
                 chains: fixed.into_iter().collect(),
             },
             picks: picks
@@ -108,15 +110,15 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
 
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
         if let Some(errno) = self.fail.take() {
-            return Err(refused::<F>("an injected failure".into(), errno));
+            return Err(refused::<F>(Operation::Batch, errno));
         }
         let is_unacceptable =
             |element: &Element<F>| self.unacceptable.contains(&element.identity());
         if let Some(index) = delta.add_elements.iter().position(is_unacceptable) {
-            let operation = format!("adding {}", delta.add_elements[index].nft());
+            let operation = element(Verb::Add, &delta.add_elements[index]);
             let mut error = refused::<F>(operation, EINVAL);
-            if let ApplyError::Refused { culprit, .. } = &mut error {
-                *culprit = Some(index);
+            if let ApplyError::Refused(refusal) = &mut error {
+                refusal.culprit = Some(index);
             }
             return Err(error);
         }
@@ -132,19 +134,30 @@ const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const EINVAL: i32 = 22;
 
-fn refused<F: Family>(operation: String, errno: i32) -> ApplyError {
-    ApplyError::Refused {
+fn refused<F: Family>(operation: Operation, errno: i32) -> ApplyError {
+    ApplyError::Refused(Box::new(Refusal {
         family: F::FAMILY,
+        table: None,
         operation,
-        hint: None,
+        service_port: None,
+        kernel_message: None,
         culprit: None,
         source: io::Error::from_raw_os_error(errno),
+    }))
+}
+
+fn element<F: Family>(verb: Verb, element: &Element<F>) -> Operation {
+    Operation::Element {
+        verb,
+        set: element.set(),
+        element: element.nft().into(),
     }
 }
 
 fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F>, ApplyError> {
     let Delta {
         table: change,
+        add_sets,
         add_chains,
         set_rules,
         forget,
@@ -153,6 +166,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         delete_chains,
     } = delta;
     let empty = || Table {
+        sets: BTreeSet::new(),
         chains: BTreeMap::new(),
         elements: BTreeMap::new(),
         affinity: BTreeMap::new(),
@@ -160,40 +174,47 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
     let mut table = match (change, table) {
         (TableChange::Keep, Some(table)) => table,
         (TableChange::Create, None) | (TableChange::Recreate, Some(_)) => empty(),
-        (TableChange::Create, Some(_)) => return Err(refused::<F>("the table".into(), EEXIST)),
-        (_, None) => return Err(refused::<F>("the table".into(), ENOENT)),
+        (TableChange::Create, Some(_)) => {
+            return Err(refused::<F>(Operation::Table(Verb::Add), EEXIST));
+        }
+        (_, None) => return Err(refused::<F>(Operation::Batch, ENOENT)),
     };
+    for set in add_sets {
+        if !table.sets.insert(*set) {
+            return Err(refused::<F>(Operation::Set(*set), EEXIST));
+        }
+    }
     for chain in add_chains {
         if table.chains.insert(*chain, Vec::new()).is_some() {
-            return Err(refused::<F>(format!("adding chain {chain}"), EEXIST));
+            return Err(refused::<F>(Operation::Chain(Verb::Add, *chain), EEXIST));
         }
     }
     for (chain, rules) in set_rules {
         let Some(current) = table.chains.get_mut(chain) else {
-            return Err(refused::<F>(format!("rules of chain {chain}"), ENOENT));
+            return Err(refused::<F>(Operation::Chain(Verb::Flush, *chain), ENOENT));
         };
         current.clone_from(rules);
     }
     for element in forget {
         table.affinity.remove(&element.identity());
     }
-    for element in delete_elements {
-        if table.elements.remove(&element.identity()).is_none() {
-            return Err(refused::<F>(format!("deleting {}", element.nft()), ENOENT));
+    for gone in delete_elements {
+        if table.elements.remove(&gone.identity()).is_none() {
+            return Err(refused::<F>(element(Verb::Delete, gone), ENOENT));
         }
     }
-    for element in add_elements {
+    for come in add_elements {
         if table
             .elements
-            .insert(element.identity(), element.clone())
+            .insert(come.identity(), come.clone())
             .is_some()
         {
-            return Err(refused::<F>(format!("adding {}", element.nft()), EEXIST));
+            return Err(refused::<F>(element(Verb::Add, come), EEXIST));
         }
     }
     for chain in delete_chains {
         if table.chains.remove(chain).is_none() {
-            return Err(refused::<F>(format!("deleting chain {chain}"), ENOENT));
+            return Err(refused::<F>(Operation::Chain(Verb::Delete, *chain), ENOENT));
         }
     }
     Ok(table)
@@ -222,7 +243,8 @@ impl<F: Family> Table<F> {
             .chain(from_rules)
             .find(|chain| !self.chains.contains_key(chain))
         {
-            Some(chain) => Err(refused::<F>(format!("a verdict to chain {chain}"), ENOENT)),
+            // The real one says so when it looks for the chain.
+            Some(_) => Err(refused::<F>(Operation::Batch, ENOENT)),
             None => Ok(()),
         }
     }

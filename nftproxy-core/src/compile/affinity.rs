@@ -4,8 +4,8 @@
 //! stay, and when it has to be looked at. Entry point: [`Compilation::may_remember`].
 
 use super::Compilation;
-use super::port::{self, PortRules};
-use crate::model::{EndpointAddress, Family, TrafficPolicy};
+use super::port::PortRules;
+use crate::model::{EndpointAddress, Family};
 use crate::ruleset::element::{Data, Destination, Element, Key};
 
 impl<F: Family> Compilation<F> {
@@ -46,22 +46,12 @@ impl<F: Family> Compilation<F> {
             .services
             .get(&owner.service)
             .map(|service| &service.ports);
-        ports.into_iter().flatten().any(|rules| {
-            let is_route = |route: &port::Route<F>| route.destination == *destination;
-            rules.affinity.is_some()
-                && rules
-                    .routes
-                    .iter()
-                    .find(|route| is_route(route))
-                    .is_some_and(|route| {
-                        // Under policy Local, clients from outside may have only what is local; what
-                        // others had is forgotten with it, as it cannot be told whose it is.
-                        match route.policy {
-                            TrafficPolicy::Cluster => rules.cluster.contains(endpoint),
-                            TrafficPolicy::Local => rules.local.contains(endpoint),
-                        }
-                    })
-        })
+        // What clients on this node had beyond what is local, under policy Local, is forgotten with
+        // the rest, as it cannot be told whose it is.
+        ports
+            .into_iter()
+            .flatten()
+            .any(|rules| rules.affinity.is_some() && rules.leads_to(destination, endpoint))
     }
 }
 

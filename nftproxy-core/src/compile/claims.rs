@@ -1,43 +1,51 @@
-//! Who owns a destination that several Service ports claim.
+//! Who owns a destination that several Service ports claim. Entry point: [`Claims`].
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::port::RouteKind;
-use crate::model::{Family, ServiceName};
+use super::port;
+use crate::model::{Family, Service, ServiceName};
 use crate::ruleset::element::Destination;
 
 /// A Service port's claim to a destination. The smallest claim wins: a ClusterIP before other
 /// addresses, then the oldest Service, then by name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Claim {
-    pub(super) kind: RouteKind,
-    pub(super) created: i64,
-    pub(super) service: ServiceName,
-    /// `namespace/name:port`
-    pub(super) port: Arc<str>,
+pub struct Claim {
+    /// By which field it is claimed.
+    pub kind: ClaimKind,
+    /// When the Service was created, in seconds since 1970.
+    pub created: i64,
+    /// The Service.
+    pub service: ServiceName,
+    /// `namespace/name:port`, cut to what a comment can hold.
+    pub port: Arc<str>,
+}
+
+/// By which field an address or port belongs to a Service; the order is that of precedence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClaimKind {
+    /// `spec.clusterIPs`
+    ClusterIp,
+    /// `spec.externalIPs`, `status.loadBalancer.ingress`, `nodePort`
+    External,
 }
 
 /// All claims, with those that lost kept apart, as they are few.
 #[derive(Debug, Default)]
-pub(super) struct Claims<F: Family> {
+pub struct Claims<F: Family> {
     owners: BTreeMap<Destination<F>, Claim>,
     losers: BTreeMap<Destination<F>, BTreeSet<Claim>>,
 }
 
 impl<F: Family> Claims<F> {
     /// Who owns the destination.
-    pub(super) fn owner(&self, destination: &Destination<F>) -> Option<&Claim> {
+    pub fn owner(&self, destination: &Destination<F>) -> Option<&Claim> {
         self.owners.get(destination)
     }
 
     /// Adds a claim. Returns the Service that loses the destination by it.
-    pub(super) fn add(
-        &mut self,
-        destination: Destination<F>,
-        mut claim: Claim,
-    ) -> Option<ServiceName> {
+    pub fn add(&mut self, destination: Destination<F>, mut claim: Claim) -> Option<ServiceName> {
         match self.owners.entry(destination) {
             Entry::Vacant(entry) => {
                 entry.insert(claim);
@@ -55,11 +63,7 @@ impl<F: Family> Claims<F> {
     }
 
     /// Removes a claim. Returns the Service that gets the destination by it.
-    pub(super) fn remove(
-        &mut self,
-        destination: &Destination<F>,
-        claim: &Claim,
-    ) -> Option<ServiceName> {
+    pub fn remove(&mut self, destination: &Destination<F>, claim: &Claim) -> Option<ServiceName> {
         let losers = self.losers.get_mut(destination);
         if self.owners.get(destination) != Some(claim) {
             losers?.remove(claim);
@@ -85,4 +89,31 @@ impl<F: Family> Claims<F> {
             self.losers.remove(destination);
         }
     }
+}
+
+/// A Service's claims, in order of destination; each destination once.
+pub fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
+    let mut claims: Vec<_> = service
+        .ports
+        .iter()
+        .flat_map(|port| {
+            let comment = port::comment(service, port);
+            port::routes::<F>(service, port)
+                .into_iter()
+                .map(move |route| {
+                    let claim = Claim {
+                        kind: route.kind,
+                        created: service.created,
+                        service: service.name.clone(),
+                        port: comment.clone(),
+                    };
+                    (route.destination, claim)
+                })
+        })
+        .collect();
+    claims.sort();
+    claims.dedup_by_key(|(destination, _)| *destination);
+    // There is one such list for each Service.
+    claims.shrink_to_fit();
+    claims
 }

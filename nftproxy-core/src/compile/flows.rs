@@ -107,6 +107,12 @@ pub(crate) fn contains<F: Family>(prefixes: &[(F::Address, u8)], address: F::Add
 }
 
 impl<F: Family> Compilation<F> {
+    /// Has nothing remembered for [`Compilation::take_stale_flows`], as nobody will call it.
+    pub fn ignore_flows(&mut self) {
+        self.ignores_flows = true;
+        self.stale_flows.clear();
+    }
+
     /// The UDP destinations of which flows may lead astray since the last call, with the endpoints
     /// that may keep theirs. `node_port_ips` are the addresses that accept NodePorts.
     pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {
@@ -153,6 +159,9 @@ impl<F: Family> Compilation<F> {
         old: Option<&PortRules<F>>,
         new: Option<(&PortRules<F>, &[EndpointAddress<F>])>,
     ) {
+        if self.ignores_flows {
+            return;
+        }
         let is_udp = |route: &&port::Route<F>| route.destination.protocol == Protocol::Udp;
         for route in old.iter().flat_map(|old| &old.routes).filter(is_udp) {
             let keep = self.stale_flows.entry(route.destination).or_default();

@@ -28,7 +28,7 @@ pub fn health_check<F: Family>(state: &State, name: &ServiceName) -> Option<Heal
     let port = service.health_check_node_port?;
     let mut local_ready = BTreeSet::new();
     for service_port in &service.ports {
-        let ready = candidates::<F>(service_port, state.slices(name))
+        let ready = candidates::<F>(service, service_port, state.slices(name), state.filter())
             .into_iter()
             .filter(|candidate| candidate.endpoint.ready)
             .filter(|candidate| candidate.endpoint.locality == Locality::Local);

@@ -8,33 +8,37 @@ mod claims;
 mod counted;
 mod flows;
 mod health_check;
+mod note;
 mod port;
+mod query;
 mod skeleton;
 mod slots;
 mod usable;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::model::{
-    EndpointAddress, EndpointSlice, Family, Node, NodePortAddresses, Service, ServiceName, State,
-    TrafficPolicy, V4, V6,
+    EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Service, ServiceName,
+    ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
 use crate::ruleset::{FamilyRuleset, Skeleton};
 use affinity::forgets;
-use claims::{Claim, Claims};
 use counted::Counted;
 use port::PortRules;
 
+pub use claims::{Claim, ClaimKind, Claims, claims_of};
 pub(crate) use flows::contains;
 pub use flows::{Keep, Leftovers, StaleFlows};
 pub use health_check::{HealthCheck, health_check};
+pub use note::Note;
+pub use query::Liveness;
 pub use skeleton::{Features, pick as pick_rules, skeleton};
+pub use usable::{Usable, usable};
 
 /// The rulesets of both families, and what could not be put into them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,61 +70,10 @@ fn compile_family<F: Family>(
     notes: &mut BTreeSet<Note>,
 ) -> FamilyRuleset<F> {
     let mut compilation = Compilation::default();
-    notes.extend(
-        compilation
-            .update(state, node, all, &Seeds::default())
-            .notes,
-    );
+    compilation.update(state, node, all, &Seeds::default());
+    notes.extend(compilation.notes().cloned());
     let service_cidrs = state.service_cidrs::<F>();
     compilation.ruleset(skeleton::<F>(node, &service_cidrs, &compilation.features()))
-}
-
-/// Something that was left out of the ruleset, and why.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Note {
-    /// Two Service ports claim the same address, protocol and port.
-    Conflict {
-        /// `namespace/name:port` of the one that is left out there.
-        loser: Arc<str>,
-        /// `namespace/name:port` of the one that has it.
-        winner: Arc<str>,
-        /// The address, protocol and port.
-        destination: String,
-    },
-    /// The kernel refuses an element, again and again.
-    Refused {
-        /// `namespace/name:port` of the Service port it belongs to, if it belongs to one.
-        owner: Option<Arc<str>>,
-        /// The element, as nft(8) writes it, with its set.
-        element: String,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl fmt::Display for Note {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Conflict {
-                loser,
-                winner,
-                destination,
-            } => write!(
-                f,
-                "service port {loser} is not reachable at {destination}, which {winner} has already"
-            ),
-            Self::Refused {
-                owner,
-                element,
-                reason,
-            } => {
-                if let Some(owner) = owner {
-                    write!(f, "service port {owner} is not complete: ")?;
-                }
-                write!(f, "the kernel refuses {element}: {reason}")
-            }
-        }
-    }
 }
 
 /// What a change of the state means for one family's elements.
@@ -130,8 +83,6 @@ pub struct Changes<F: Family> {
     pub delete: Vec<Element<F>>,
     /// Elements to add; none of their keys exist, once those to delete are gone.
     pub add: Vec<Element<F>>,
-    /// What is left out of the Services that were compiled.
-    pub notes: BTreeSet<Note>,
 }
 
 /// Slots that a kernel is known to hold, to be kept where possible.
@@ -161,6 +112,15 @@ impl<F: Family> Seeds<F> {
         }
         Self(seeds)
     }
+}
+
+/// What a Service port is compiled from.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    node: &'a Node,
+    service: &'a Service,
+    slices: &'a [EndpointSlice],
+    filter: Option<&'a dyn Filter>,
 }
 
 /// What is compiled of a Service.
@@ -201,7 +161,13 @@ pub struct Compilation<F: Family> {
     is_affinity_stale: bool,
     /// UDP destinations whose flows may lead astray, and which may stay.
     stale_flows: BTreeMap<Destination<F>, Keep<F>>,
+    /// Nobody asks for the above.
+    ignores_flows: bool,
     node_port_ips: BTreeSet<F::Address>,
+    /// What is left out, by Service; only Services of which something is.
+    notes: BTreeMap<ServiceName, BTreeSet<Note>>,
+    /// The above has changed since [`Compilation::take_notes_changed`].
+    notes_changed: bool,
 }
 
 impl<F: Family> Default for Compilation<F> {
@@ -216,7 +182,10 @@ impl<F: Family> Default for Compilation<F> {
             affinity_timeouts: BTreeSet::new(),
             is_affinity_stale: false,
             stale_flows: BTreeMap::new(),
+            ignores_flows: false,
             node_port_ips: BTreeSet::new(),
+            notes: BTreeMap::new(),
+            notes_changed: false,
         }
     }
 }
@@ -241,7 +210,6 @@ impl<F: Family> Compilation<F> {
         let mut changes = Changes {
             delete: Vec::new(),
             add: Vec::new(),
-            notes: BTreeSet::new(),
         };
         for name in dirty.union(&affected) {
             self.update_service(name, state, node, seeds, &mut changes);
@@ -273,16 +241,14 @@ impl<F: Family> Compilation<F> {
         }
     }
 
-    /// `namespace/name:port` of the Service port that an element belongs to.
-    pub(crate) fn owner_of(&self, element: &Element<F>) -> Option<Arc<str>> {
-        let destination = match element.key() {
-            Key::Address(_) | Key::Hairpin(_) => return element.comment().cloned(),
-            Key::Destination(destination)
-            | Key::Slot(destination, _)
-            | Key::Client(_, destination)
-            | Key::Source(destination, _, _) => destination,
-        };
-        Some(self.claims.owner(destination)?.port.clone())
+    /// What is left out of the Services now, in order of Service.
+    pub fn notes(&self) -> impl Iterator<Item = &Note> {
+        self.notes.values().flatten()
+    }
+
+    /// Whether [`Compilation::notes`] may have changed since the last call.
+    pub(crate) fn take_notes_changed(&mut self) -> bool {
+        std::mem::take(&mut self.notes_changed)
     }
 
     /// The pick chains that the elements refer to, in order.
@@ -320,7 +286,7 @@ impl<F: Family> Compilation<F> {
         service: Option<&Service>,
         affected: &mut BTreeSet<ServiceName>,
     ) {
-        let claims = service.map(claims_of).unwrap_or_default();
+        let claims = service.map(claims_of::<F>).unwrap_or_default();
         let compiled = self.services.entry(name.clone()).or_default();
         let old = std::mem::replace(&mut compiled.claims, claims.clone());
         for (destination, claim) in &old {
@@ -352,6 +318,7 @@ impl<F: Family> Compilation<F> {
         changes: &mut Changes<F>,
     ) {
         let (service, slices) = state.service_and_slices(name);
+        let mut notes = BTreeSet::new();
         let compiled = self.services.entry(name.clone()).or_default();
         let mut old_ports = std::mem::take(&mut compiled.ports);
         let old_cluster_ip = compiled.cluster_ip.take();
@@ -361,22 +328,34 @@ impl<F: Family> Compilation<F> {
         let mut taken = BTreeSet::new();
         for port in service_ports {
             let Some(service) = service else { break };
+            let source = Source {
+                node,
+                service,
+                slices,
+                filter: state.filter(),
+            };
             let comment = port::comment(service, port);
             let mut routes = port::routes::<F>(service, port);
             if routes.is_empty() {
                 continue;
             }
             routes.retain(|route| {
+                let loser = || ServicePortName {
+                    service: name.clone(),
+                    port: port.name.clone(),
+                };
                 let winner = match self.claims.owner(&route.destination) {
-                    Some(owner) if owner.service != *name || owner.port != comment => &owner.port,
+                    Some(owner) if owner.service != *name || owner.port != comment => {
+                        query::service_port_name(state, &owner.service, &owner.port)
+                    }
                     // Ports with equal comments have the same claim; the first one has it.
                     _ if taken.insert(route.destination) => return true,
-                    _ => &comment,
+                    _ => loser(),
                 };
-                changes.notes.insert(Note::Conflict {
-                    loser: comment.clone(),
-                    winner: winner.clone(),
-                    destination: route.destination.to_string(),
+                notes.insert(Note::Conflict {
+                    loser: loser(),
+                    winner,
+                    destination: route.destination.into(),
                 });
                 false
             });
@@ -386,7 +365,7 @@ impl<F: Family> Compilation<F> {
                 .position(|old| old.comment == comment)
                 .map(|at| old_ports.remove(at));
             let (rules, serving) =
-                self.port_rules(node, service, slices, port, comment, routes, &old, seeds);
+                self.port_rules(&source, port, comment, routes, old.as_ref(), seeds);
             self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
             changes.replace(old.as_ref(), Some(&rules));
             self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
@@ -400,6 +379,7 @@ impl<F: Family> Compilation<F> {
             self.count(Some(old), None);
         }
 
+        self.set_notes(name, notes);
         let cluster_ip = service
             .filter(|service| !service.ports.is_empty())
             .and_then(Service::cluster_ip::<F>);
@@ -417,23 +397,35 @@ impl<F: Family> Compilation<F> {
         }
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "one caller, which has them all at hand"
-    )]
+    fn set_notes(&mut self, name: &ServiceName, notes: BTreeSet<Note>) {
+        let old = if notes.is_empty() {
+            self.notes.remove(name)
+        } else if self.notes.get(name) == Some(&notes) {
+            return;
+        } else {
+            self.notes_changed = true;
+            self.notes.insert(name.clone(), notes)
+        };
+        self.notes_changed |= old.is_some();
+    }
+
     /// A port's rules, and all endpoints that serve.
     fn port_rules(
         &self,
-        node: &Node,
-        service: &Service,
-        slices: &[EndpointSlice],
-        port: &crate::model::ServicePort,
+        source: &Source<'_>,
+        port: &ServicePort,
         comment: Arc<str>,
         mut routes: Vec<port::Route<F>>,
-        old: &Option<PortRules<F>>,
+        old: Option<&PortRules<F>>,
         seeds: &Seeds<F>,
     ) -> (PortRules<F>, Vec<EndpointAddress<F>>) {
-        let usable = usable::usable::<F>(port, slices, node.zone.as_deref());
+        let Source {
+            node,
+            service,
+            slices,
+            filter,
+        } = *source;
+        let usable = usable::<F>(service, port, slices, node.zone.as_deref(), filter);
         let has_local = routes
             .iter()
             .any(|route| route.policy == TrafficPolicy::Local);
@@ -448,6 +440,7 @@ impl<F: Family> Compilation<F> {
         }
         let rules = PortRules {
             affinity: service.session_affinity,
+            is_unmarked: node.masquerade_mark.is_none(),
             sources: sources.into(),
             comment,
             cluster: slots::assign(cluster, &usable.cluster),
@@ -524,33 +517,6 @@ impl<F: Family> Seeds<F> {
         };
         (find(TrafficPolicy::Cluster), find(TrafficPolicy::Local))
     }
-}
-
-/// A Service's claims, in order of destination; each destination once.
-fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
-    let mut claims: Vec<_> = service
-        .ports
-        .iter()
-        .flat_map(|port| {
-            let comment = port::comment(service, port);
-            port::routes::<F>(service, port)
-                .into_iter()
-                .map(move |route| {
-                    let claim = Claim {
-                        kind: route.kind,
-                        created: service.created,
-                        service: service.name.clone(),
-                        port: comment.clone(),
-                    };
-                    (route.destination, claim)
-                })
-        })
-        .collect();
-    claims.sort();
-    claims.dedup_by_key(|(destination, _)| *destination);
-    // There is one such list for each Service.
-    claims.shrink_to_fit();
-    claims
 }
 
 fn n_restricted<F: Family>(rules: &PortRules<F>) -> usize {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::ClaimKind;
 use crate::model::{EndpointAddress, Family, Node, Service, ServicePort, TrafficPolicy};
 use crate::ruleset::element::{Destination, Element, Role};
 use crate::ruleset::expr::Verdict;
@@ -17,20 +18,11 @@ pub(super) struct Route<F: Family> {
     /// Where connections are sent to.
     pub(super) destination: Destination<F>,
     /// By which field it became one.
-    pub(super) kind: RouteKind,
+    pub(super) kind: ClaimKind,
     /// The traffic policy for this kind.
     pub(super) policy: TrafficPolicy,
     /// Whether only the port's [`PortRules::sources`] may reach it.
     pub(super) restricted: bool,
-}
-
-/// By which field an address or port belongs to a Service; the order is that of precedence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum RouteKind {
-    /// `spec.clusterIPs`
-    ClusterIp,
-    /// `spec.externalIPs`, `status.loadBalancer.ingress`, `nodePort`
-    External,
 }
 
 /// All that the ruleset holds for one Service port in one family.
@@ -46,6 +38,8 @@ pub(super) struct PortRules<F: Family> {
     pub(super) local: Box<[EndpointAddress<F>]>,
     /// For how long a client keeps its endpoint, seconds.
     pub(super) affinity: Option<NonZeroU32>,
+    /// There is no mark that asks for masquerading.
+    pub(super) is_unmarked: bool,
     /// Who may reach restricted routes: address and prefix length, disjoint, in order.
     pub(super) sources: Box<[(F::Address, u8)]>,
     /// Endpoints that may be on this node.
@@ -116,7 +110,7 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
     );
     add(
         Some(cluster_ip),
-        RouteKind::ClusterIp,
+        ClaimKind::ClusterIp,
         internal,
         port.port,
         false,
@@ -124,7 +118,7 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
     for address in of_family(&service.external_ips) {
         add(
             Some(address),
-            RouteKind::External,
+            ClaimKind::External,
             external,
             port.port,
             false,
@@ -133,14 +127,14 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
     for address in of_family(&service.load_balancer_ips) {
         add(
             Some(address),
-            RouteKind::External,
+            ClaimKind::External,
             external,
             port.port,
             is_restricted,
         );
     }
     if let Some(node_port) = port.node_port {
-        add(None, RouteKind::External, external, node_port, false);
+        add(None, ClaimKind::External, external, node_port, false);
     }
     routes
 }
@@ -181,21 +175,36 @@ impl<F: Family> Route<F> {
     pub(super) fn slot_map(&self, policy: TrafficPolicy) -> Option<SlotMap> {
         let node_port = self.destination.address.is_none();
         match (self.kind, self.policy, policy) {
-            (RouteKind::ClusterIp, own, wanted) => (own == wanted).then_some(SlotMap::Endpoints),
-            (RouteKind::External, _, TrafficPolicy::Cluster) if node_port => {
+            (ClaimKind::ClusterIp, own, wanted) => (own == wanted).then_some(SlotMap::Endpoints),
+            (ClaimKind::External, _, TrafficPolicy::Cluster) if node_port => {
                 Some(SlotMap::NodePortEndpoints)
             }
-            (RouteKind::External, _, TrafficPolicy::Cluster) => Some(SlotMap::Endpoints),
-            (RouteKind::External, TrafficPolicy::Cluster, TrafficPolicy::Local) => None,
-            (RouteKind::External, _, TrafficPolicy::Local) if node_port => {
+            (ClaimKind::External, _, TrafficPolicy::Cluster) => Some(SlotMap::Endpoints),
+            (ClaimKind::External, TrafficPolicy::Cluster, TrafficPolicy::Local) => None,
+            (ClaimKind::External, _, TrafficPolicy::Local) if node_port => {
                 Some(SlotMap::LocalNodePortEndpoints)
             }
-            (RouteKind::External, _, TrafficPolicy::Local) => Some(SlotMap::LocalEndpoints),
+            (ClaimKind::External, _, TrafficPolicy::Local) => Some(SlotMap::LocalEndpoints),
         }
     }
 }
 
 impl<F: Family> PortRules<F> {
+    /// Whether connections to a destination may get this endpoint. Under policy `Local`, clients
+    /// from outside get only what is local; what others get as well does not count.
+    pub(super) fn leads_to(
+        &self,
+        destination: &Destination<F>,
+        endpoint: &EndpointAddress<F>,
+    ) -> bool {
+        let mut routes = self.routes.iter();
+        let route = routes.find(|route| route.destination == *destination);
+        route.is_some_and(|route| match route.policy {
+            TrafficPolicy::Cluster => self.cluster.contains(endpoint),
+            TrafficPolicy::Local => self.local.contains(endpoint),
+        })
+    }
+
     /// The slots, per destination.
     pub(super) fn slot_tables(&self) -> impl Iterator<Item = SlotTable<'_, F>> {
         self.routes.iter().flat_map(|route| {
@@ -285,24 +294,24 @@ impl<F: Family> PortRules<F> {
         };
         let pick_cluster = goto_pick(cluster_map, &self.cluster);
         match (kind, policy) {
-            (RouteKind::ClusterIp, TrafficPolicy::Cluster) => {
+            (ClaimKind::ClusterIp, TrafficPolicy::Cluster) => {
                 pick_cluster
                     .into_iter()
                     .for_each(|pick| add(Role::Service, pick));
             }
-            (RouteKind::ClusterIp, TrafficPolicy::Local) => {
+            (ClaimKind::ClusterIp, TrafficPolicy::Local) => {
                 match goto_pick(cluster_map, &self.local) {
                     Some(pick) => add(Role::Service, pick),
                     None => unavailable(Verdict::Drop),
                 }
             }
-            (RouteKind::External, TrafficPolicy::Cluster) => {
+            (ClaimKind::External, TrafficPolicy::Cluster) => {
                 add(Role::Service, Verdict::Goto(external));
                 pick_cluster
                     .into_iter()
                     .for_each(|pick| add(Role::External, pick));
             }
-            (RouteKind::External, TrafficPolicy::Local) => {
+            (ClaimKind::External, TrafficPolicy::Local) => {
                 add(Role::Service, Verdict::Goto(external_local));
                 pick_cluster
                     .into_iter()
@@ -312,6 +321,15 @@ impl<F: Family> PortRules<F> {
                     None => add(Role::Unavailable, Verdict::Drop),
                 }
             }
+        }
+        if self.is_unmarked && kind == ClaimKind::External {
+            out.push(Element::masqueraded(
+                destination,
+                match policy {
+                    TrafficPolicy::Cluster => ChainName::MasqueradeExternal,
+                    TrafficPolicy::Local => ChainName::MasqueradeExternalLocal,
+                },
+            ));
         }
     }
 }

@@ -89,7 +89,13 @@ pub fn skeleton<F: Family>(
             remember_for::<F>(*seconds),
         );
     }
-    Skeleton { chains }
+    let mut sets = BTreeSet::new();
+    if mark.is_none() {
+        // What no mark asked for on the way in is found out on the way out.
+        sets.extend(SetName::OPTIONAL);
+        chains.extend(masquerade::<F>(&detector, node));
+    }
+    Skeleton { sets, chains }
 }
 
 /// The body of a pick chain.
@@ -187,14 +193,10 @@ fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
     let mut rules = Vec::new();
     // Masquerading of ClusterIP traffic depends on the address alone, not on the port. What pods
     // send, which is most of it, is spared the lookup.
-    let outsiders = if node.masquerade_all {
-        Some(Vec::new())
-    } else {
-        not_pod(detector)
-    };
-    if let Some(outsiders) = outsiders {
+    let outsiders = outsiders(detector, node);
+    if let (Some(outsiders), Some(mark)) = (outsiders, node.masquerade_mark) {
         let to_cluster_ip = [Statement::In(SetName::ClusterIps)];
-        let set_mark = [Statement::SetMark(node.masquerade_mark)];
+        let set_mark = [Statement::SetMark(mark)];
         rules.push(Rule::new(
             outsiders.into_iter().chain(to_cluster_ip).chain(set_mark),
         ));
@@ -205,15 +207,89 @@ fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
     rules
 }
 
+/// Matches the clients whose connections to ClusterIPs are masqueraded; `None` if there are none.
+fn outsiders<F: Family>(detector: &Detector<F>, node: &Node) -> Option<Vec<Statement<F>>> {
+    if node.masquerade_all {
+        Some(Vec::new())
+    } else {
+        not_pod(detector)
+    }
+}
+
 /// ```nft
 /// meta mark set meta mark | 0x4000
 /// ip daddr . meta l4proto . th dport vmap @external
 /// ```
-fn cluster_policy<F: Family>(mark: u32, picks: SetName) -> Vec<Rule> {
-    vec![
-        Rule::new::<F>([Statement::SetMark(mark)]),
-        Rule::new::<F>([Statement::Vmap(picks)]),
+fn cluster_policy<F: Family>(mark: Option<u32>, picks: SetName) -> Vec<Rule> {
+    let set_mark = mark.map(|mark| Rule::new::<F>([Statement::SetMark(mark)]));
+    let pick = Rule::new::<F>([Statement::Vmap(picks)]);
+    set_mark.into_iter().chain([pick]).collect()
+}
+
+/// What takes the place of the mark: chains that ask where a connection was sent to at first.
+///
+/// ```nft
+/// chain masquerading
+/// ip saddr != 10.244.0.0/16 ct original ip daddr @cluster-ips masquerade fully-random
+/// ct original ip daddr @cluster-ips return
+/// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @masqueraded
+/// ct original ip daddr != @node-port-ips return
+/// meta l4proto tcp meta l4proto . ct original proto-dst vmap @masqueraded-node-ports
+/// chain masquerade-external
+/// masquerade fully-random
+/// chain masquerade-external-local
+/// ip saddr 10.244.0.0/16 return
+/// fib saddr type local masquerade fully-random
+/// ```
+fn masquerade<F: Family>(
+    detector: &Detector<F>,
+    node: &Node,
+) -> impl Iterator<Item = (ChainName, Vec<Rule>)> {
+    let to_cluster_ip = || Statement::OriginalIn(SetName::ClusterIps);
+    let verdict = |statement, verdict| Rule::new::<F>([statement, Statement::Verdict(verdict)]);
+    let of =
+        |set| PROTOCOLS.map(|protocol| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]));
+    let mut by_destination: Vec<_> = outsiders(detector, node)
+        .into_iter()
+        .map(|outsiders| {
+            Rule::new(
+                outsiders
+                    .into_iter()
+                    .chain([to_cluster_ip(), Statement::Masquerade]),
+            )
+        })
+        .collect();
+    by_destination.push(verdict(to_cluster_ip(), Verdict::Return));
+    by_destination.extend(of(SetName::Masqueraded));
+    if let NodePortAddresses::Only(_) = node.node_port_addresses::<F>() {
+        let elsewhere = Statement::OriginalNotIn(SetName::NodePortIps);
+        by_destination.push(verdict(elsewhere, Verdict::Return));
+    }
+    by_destination.extend(of(SetName::MasqueradedNodePorts));
+
+    let mut own_processes: Vec<_> = pod(detector)
+        .into_iter()
+        .map(|is_pod| {
+            Rule::new(
+                is_pod
+                    .into_iter()
+                    .chain([Statement::Verdict(Verdict::Return)]),
+            )
+        })
+        .collect();
+    own_processes.push(Rule::new::<F>([
+        Statement::SaddrIsLocal,
+        Statement::Masquerade,
+    ]));
+    [
+        (ChainName::Masquerading, by_destination),
+        (
+            ChainName::MasqueradeExternal,
+            vec![Rule::new::<F>([Statement::Masquerade])],
+        ),
+        (ChainName::MasqueradeExternalLocal, own_processes),
     ]
+    .into_iter()
 }
 
 /// Pods of this node and its own processes reach all endpoints, whatever the policy; for others
@@ -298,18 +374,26 @@ fn refuse<F: Family>() -> Vec<Rule> {
 /// meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade fully-random
 /// ct status dnat ip saddr . ip daddr @hairpin masquerade fully-random
 /// ```
-fn postrouting<F: Family>(mark: u32, affinity: &BTreeSet<NonZeroU32>) -> Vec<Rule> {
+///
+/// Without a mark, `ct status dnat jump masquerading` is in the place of the first.
+fn postrouting<F: Family>(mark: Option<u32>, affinity: &BTreeSet<NonZeroU32>) -> Vec<Rule> {
     let mut rules = Vec::new();
     if !affinity.is_empty() {
         // Before the source is translated: clients are known by the address they came with.
         rules.push(remember_if_translated::<F>());
     }
     rules.extend([
-        Rule::new::<F>([
-            Statement::HasMark(mark),
-            Statement::ClearMark(mark),
-            Statement::Masquerade,
-        ]),
+        match mark {
+            Some(mark) => Rule::new::<F>([
+                Statement::HasMark(mark),
+                Statement::ClearMark(mark),
+                Statement::Masquerade,
+            ]),
+            None => Rule::new::<F>([
+                Statement::IsDnat,
+                Statement::Verdict(Verdict::Jump(ChainName::Masquerading)),
+            ]),
+        },
         Rule::new::<F>([
             Statement::IsDnat,
             Statement::In(SetName::Hairpin),

@@ -6,21 +6,21 @@
 use std::sync::Arc;
 
 use crate::model::{
-    Endpoint, EndpointAddress, EndpointSlice, Family, Hints, Locality, NodeHint, Protocol,
-    ServicePort,
+    Endpoint, EndpointAddress, EndpointSlice, EndpointView, Family, Filter, Hints, Locality,
+    NodeHint, Protocol, Service, ServicePort,
 };
 
 /// The usable endpoints of a Service port, each list without duplicates and in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Usable<F: Family> {
+pub struct Usable<F: Family> {
     /// For policy `Cluster`; empty only if no endpoint anywhere can serve.
-    pub(super) cluster: Vec<EndpointAddress<F>>,
+    pub cluster: Vec<EndpointAddress<F>>,
     /// For policy `Local`.
-    pub(super) local: Vec<EndpointAddress<F>>,
+    pub local: Vec<EndpointAddress<F>>,
     /// Of a UDP port, all that serve, ready or not: their flows are left alone.
-    pub(super) serving: Vec<EndpointAddress<F>>,
+    pub serving: Vec<EndpointAddress<F>>,
     /// Addresses in either list that may be on this node, so that they may reach themselves.
-    pub(super) hairpin: Vec<F::Address>,
+    pub hairpin: Vec<F::Address>,
 }
 
 /// One copy of an endpoint.
@@ -41,6 +41,27 @@ impl<F: Family> Candidate<'_, F> {
         )
     }
 
+    /// What a filter sees of it.
+    fn view(&self, protocol: Protocol) -> EndpointView {
+        let Endpoint {
+            address,
+            ready,
+            serving,
+            terminating,
+            locality,
+            hints: _,
+        } = self.endpoint;
+        EndpointView {
+            address: (*address).into(),
+            port: self.at.port,
+            protocol,
+            ready: *ready,
+            serving: *serving,
+            terminating: *terminating,
+            locality: *locality,
+        }
+    }
+
     fn serves_while_terminating(&self) -> bool {
         self.endpoint.serving && self.endpoint.terminating
     }
@@ -48,13 +69,31 @@ impl<F: Family> Candidate<'_, F> {
 
 /// Picks the usable endpoints of a port out of a Service's slices.
 ///
-/// `slices` come in a fixed order; among equal copies of an endpoint the first wins.
-pub(super) fn usable<F: Family>(
+/// `slices` come in a fixed order; among equal copies of an endpoint the first wins. `zone` is this
+/// node's. `filter` is the one of [`State::filter`](crate::model::State::filter), or `None`.
+///
+/// ```
+/// # use nftproxy_core::compile::usable;
+/// # use nftproxy_core::model::{Service, ServiceName, ServicePort, Protocol, V4};
+/// # let service = Service::new(ServiceName::new("shop", "api"));
+/// # let port = ServicePort {
+/// #     name: "".into(),
+/// #     protocol: Protocol::Tcp,
+/// #     port: 80.try_into()?,
+/// #     node_port: None,
+/// # };
+/// let usable = usable::<V4>(&service, &port, &[], Some("zone-a"), None);
+/// assert!(usable.cluster.is_empty());
+/// # Ok::<(), std::num::TryFromIntError>(())
+/// ```
+pub fn usable<F: Family>(
+    service: &Service,
     port: &ServicePort,
     slices: &[EndpointSlice],
     zone: Option<&str>,
+    filter: Option<&dyn Filter>,
 ) -> Usable<F> {
-    let candidates = candidates::<F>(port, slices);
+    let candidates = candidates::<F>(service, port, slices, filter);
     let ready: Vec<_> = candidates
         .iter()
         .filter(|candidate| candidate.endpoint.ready)
@@ -108,8 +147,10 @@ pub(super) fn usable<F: Family>(
 
 /// All endpoints of the port, the best copy of each, in order of address and port.
 pub(super) fn candidates<'a, F: Family>(
+    service: &Service,
     port: &ServicePort,
     slices: &'a [EndpointSlice],
+    filter: Option<&dyn Filter>,
 ) -> Vec<Candidate<'a, F>> {
     let mut candidates = Vec::new();
     for slice in slices {
@@ -128,6 +169,9 @@ pub(super) fn candidates<'a, F: Family>(
                 endpoint,
             }));
         }
+    }
+    if let Some(filter) = filter {
+        candidates.retain(|candidate| filter.allows(service, &candidate.view(port.protocol)));
     }
     in_order(candidates)
 }

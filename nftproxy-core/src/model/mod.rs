@@ -6,6 +6,7 @@
 
 mod endpoint;
 mod family;
+mod filter;
 mod node;
 mod service;
 mod state;
@@ -15,6 +16,10 @@ pub use endpoint::{
     SlicePort,
 };
 pub use family::{Family, IpFamily, V4, V6};
+pub use filter::{EndpointView, Filter};
 pub use node::{DetectLocal, Detector, Node, NodePortAddresses};
-pub use service::{ClusterIps, Protocol, Service, ServiceName, ServicePort, TrafficPolicy};
+pub use service::{
+    ClusterIps, Kept, Protocol, Service, ServiceAddress, ServiceName, ServicePort, ServicePortName,
+    TrafficPolicy,
+};
 pub use state::State;

@@ -23,8 +23,9 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// Masquerade every connection to a ClusterIP.
     pub masquerade_all: bool,
-    /// The packet mark that asks for masquerading, a single bit (host byte order).
-    pub masquerade_mark: u32,
+    /// The packet mark that asks for masquerading, a single bit (host byte order). With `None`,
+    /// marks are left alone, and what is to be masqueraded is told by where it was sent to.
+    pub masquerade_mark: Option<u32>,
 }
 
 impl Default for Node {
@@ -36,7 +37,7 @@ impl Default for Node {
             node_port_addresses_v6: NodePortAddresses::All,
             ips: Vec::new(),
             masquerade_all: false,
-            masquerade_mark: 1 << 14,
+            masquerade_mark: Some(1 << 14),
         }
     }
 }

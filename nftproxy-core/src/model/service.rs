@@ -1,5 +1,6 @@
 //! Services and their ports.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -41,6 +42,55 @@ impl fmt::Display for ServiceName {
 impl fmt::Debug for ServiceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", &*self.0)
+    }
+}
+
+/// A port of a Service: `namespace/name:port`, or `namespace/name` where the port is unnamed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServicePortName {
+    /// The Service.
+    pub service: ServiceName,
+    /// `spec.ports[].name`, empty if unnamed.
+    pub port: Box<str>,
+}
+
+impl ServicePortName {
+    /// The Service's namespace.
+    pub fn namespace(&self) -> &str {
+        self.service.parts().0
+    }
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.service.fmt(f)?;
+        if self.port.is_empty() {
+            return Ok(());
+        }
+        write!(f, ":{}", self.port)
+    }
+}
+
+/// Where connections to Services are sent to, whichever the family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceAddress {
+    /// The address; `None` stands for any that accepts NodePorts.
+    pub ip: Option<IpAddr>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port, or the nodePort.
+    pub port: NonZeroU16,
+}
+
+impl fmt::Display for ServiceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { ip, protocol, port } = self;
+        let protocol = protocol.nft_name();
+        match ip {
+            None => write!(f, "{protocol} nodePort {port}"),
+            Some(IpAddr::V4(address)) => write!(f, "{protocol} {address}:{port}"),
+            Some(IpAddr::V6(address)) => write!(f, "{protocol} [{address}]:{port}"),
+        }
     }
 }
 
@@ -137,6 +187,18 @@ pub struct Service {
     pub health_check_node_port: Option<NonZeroU16>,
     /// `spec.ports`.
     pub ports: Box<[ServicePort]>,
+    /// Labels and annotations that an embedder asked to keep, for its [`Filter`](super::Filter) to
+    /// look at; `None` if there are none.
+    pub kept: Option<Box<Kept>>,
+}
+
+/// Labels and annotations of a Service that are no business of the rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Kept {
+    /// `metadata.labels`, those asked for.
+    pub labels: BTreeMap<Box<str>, Box<str>>,
+    /// `metadata.annotations`, those asked for.
+    pub annotations: BTreeMap<Box<str>, Box<str>>,
 }
 
 impl Service {
@@ -154,7 +216,18 @@ impl Service {
             session_affinity: None,
             health_check_node_port: None,
             ports: Box::default(),
+            kept: None,
         }
+    }
+
+    /// A label that was asked to be kept.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        Some(self.kept.as_ref()?.labels.get(key)?)
+    }
+
+    /// An annotation that was asked to be kept.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        Some(self.kept.as_ref()?.annotations.get(key)?)
     }
 
     /// The ClusterIP of a family.

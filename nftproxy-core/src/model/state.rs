@@ -1,23 +1,39 @@
 //! The state of the cluster, and what of it has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{EndpointSlice, Family, Service, ServiceName, SliceName};
+use super::{EndpointSlice, Family, Filter, Service, ServiceName, SliceName};
 
 /// Services, EndpointSlices and ServiceCIDRs, as last seen, in any order of arrival.
 ///
 /// Each change marks the Service concerned as dirty; [`State::take_dirty`] hands the marks over.
 /// A change that rules cannot depend on marks nothing. Slices of an unknown Service are kept, as
 /// the Service may arrive later.
+///
+/// A [`Filter`] decides which Services it is about: others are kept aside, and nobody sees them.
 #[derive(Debug, Default)]
 pub struct State {
     by_name: BTreeMap<ServiceName, Entry>,
+    /// Services that the filter leaves to others.
+    disowned: BTreeMap<ServiceName, Service>,
+    filter: Option<OpaqueFilter>,
     /// Which Service each slice is filed under.
     service_of_slice: BTreeMap<SliceName, ServiceName>,
     service_cidrs: BTreeMap<Box<str>, Box<[IpNet]>>,
     dirty: BTreeSet<ServiceName>,
+}
+
+#[derive(Clone)]
+struct OpaqueFilter(Arc<dyn Filter>);
+
+impl fmt::Debug for OpaqueFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
+    }
 }
 
 /// What is known under a Service's name; never nothing.
@@ -36,8 +52,60 @@ impl Entry {
 }
 
 impl State {
+    /// A state that knows nothing, and sees what comes through a filter.
+    pub fn with_filter(filter: Arc<dyn Filter>) -> Self {
+        Self {
+            filter: Some(OpaqueFilter(filter)),
+            ..Self::default()
+        }
+    }
+
+    /// The filter, if there is one.
+    pub fn filter(&self) -> Option<&dyn Filter> {
+        self.filter.as_ref().map(|OpaqueFilter(filter)| &**filter)
+    }
+
+    /// Asks the filter about every Service again, and marks all as dirty, as its answers about
+    /// endpoints may have changed too.
+    pub fn refilter(&mut self) {
+        let known = self
+            .by_name
+            .iter()
+            .filter(|(_, entry)| entry.service.is_some());
+        let names: Vec<_> = known
+            .map(|(name, _)| name)
+            .chain(self.disowned.keys())
+            .cloned()
+            .collect();
+        for name in names {
+            self.refilter_service(&name);
+        }
+    }
+
+    /// The same for one Service.
+    pub fn refilter_service(&mut self, name: &ServiceName) {
+        let owned = self
+            .by_name
+            .get_mut(name)
+            .and_then(|entry| entry.service.take());
+        let Some(service) = owned
+            .map(|service| *service)
+            .or_else(|| self.disowned.remove(name))
+        else {
+            return;
+        };
+        self.dirty.insert(name.clone());
+        self.apply_service(service);
+    }
+
     /// Adds or replaces a Service.
     pub fn apply_service(&mut self, service: Service) {
+        if self.filter().is_some_and(|filter| !filter.owns(&service)) {
+            self.delete_service(&service.name);
+            self.disowned.insert(service.name.clone(), service);
+            return;
+        }
+        self.disowned.remove(&service.name);
         let name = service.name.clone();
         let entry = self.by_name.entry(name.clone()).or_default();
         if entry.service.as_deref() != Some(&service) {
@@ -48,6 +116,7 @@ impl State {
 
     /// Removes a Service; its slices are kept.
     pub fn delete_service(&mut self, name: &ServiceName) {
+        self.disowned.remove(name);
         let Some(entry) = self.by_name.get_mut(name) else {
             return;
         };
@@ -66,6 +135,7 @@ impl State {
         for name in gone {
             self.delete_service(&name);
         }
+        self.disowned.retain(|name, _| keep(name));
     }
 
     /// Adds or replaces a slice. If it has moved to another Service, both are affected.

@@ -2,14 +2,13 @@
 //!
 //! The constructors are the only way to make one, so its key and data always fit its set.
 
-use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use super::expr::Verdict;
 use super::name::{ChainName, SetName, SlotMap};
 use super::schema::{DataType, Field, schema};
-use crate::model::{EndpointAddress, Family, Protocol};
+use crate::model::{EndpointAddress, Family, Protocol, ServiceAddress};
 
 /// Where connections are sent to: an address, a protocol and a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,15 +23,21 @@ pub struct Destination<F: Family> {
 
 impl<F: Family> std::fmt::Display for Destination<F> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
+        ServiceAddress::from(*self).fmt(f)
+    }
+}
+
+impl<F: Family> From<Destination<F>> for ServiceAddress {
+    fn from(destination: Destination<F>) -> Self {
+        let Destination {
             address,
             protocol,
             port,
-        } = self;
-        match address.map(Into::into) {
-            None => write!(f, "{} nodePort {port}", protocol.nft_name()),
-            Some(IpAddr::V4(address)) => write!(f, "{} {address}:{port}", protocol.nft_name()),
-            Some(IpAddr::V6(address)) => write!(f, "{} [{address}]:{port}", protocol.nft_name()),
+        } = destination;
+        Self {
+            ip: address.map(Into::into),
+            protocol,
+            port,
         }
     }
 }
@@ -185,6 +190,16 @@ impl<F: Family> Element<F> {
             None => SetName::StickyNodePorts,
         };
         let verdict = Verdict::Goto(ChainName::RememberFor(seconds));
+        Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
+    }
+
+    /// An element of `masqueraded` or `masqueraded-node-ports`: whose connections are masqueraded.
+    pub fn masqueraded(destination: Destination<F>, chain: ChainName) -> Self {
+        let set = match destination.address {
+            Some(_) => SetName::Masqueraded,
+            None => SetName::MasqueradedNodePorts,
+        };
+        let verdict = Verdict::Goto(chain);
         Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
     }
 

@@ -7,13 +7,15 @@ pub mod element;
 pub mod expr;
 pub mod name;
 pub mod schema;
+mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::Family;
 use element::Element;
 use expr::{Expr, Statement};
-use name::{ChainName, Pick};
+use name::{ChainName, Pick, SetName};
+pub use table::{Table, TableError};
 
 /// One family's table.
 ///
@@ -29,9 +31,12 @@ pub struct FamilyRuleset<F: Family> {
     pub elements: BTreeSet<Element<F>>,
 }
 
-/// The chains with fixed names. The sets and maps are always those of [`name::SetName::ALL`].
+/// The chains with fixed names, and the sets and maps beside those of [`name::SetName::ALL`], which
+/// are always there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Skeleton {
+    /// Those of [`name::SetName::OPTIONAL`] that there are.
+    pub sets: BTreeSet<SetName>,
     /// Rules by chain, in order.
     pub chains: BTreeMap<ChainName, Vec<Rule>>,
 }

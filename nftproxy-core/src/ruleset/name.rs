@@ -58,10 +58,15 @@ pub enum SetName {
     StickyNodePorts,
     /// Client, address, protocol, port → the endpoint that the client had last. Rules write it.
     Affinity,
+    /// Virtual address, protocol, port → whose connections are masqueraded. Only where no mark says
+    /// so.
+    Masqueraded,
+    /// As `masqueraded`, for NodePorts.
+    MasqueradedNodePorts,
 }
 
 impl SetName {
-    /// Every set and map, in order.
+    /// Every set and map that each table has, in order.
     pub const ALL: [Self; 20] = [
         Self::ClusterIps,
         Self::NodePortIps,
@@ -84,6 +89,9 @@ impl SetName {
         Self::StickyNodePorts,
         Self::Affinity,
     ];
+
+    /// Sets and maps that a table may have, in order.
+    pub const OPTIONAL: [Self; 2] = [Self::Masqueraded, Self::MasqueradedNodePorts];
 
     /// The name in the kernel.
     pub fn as_str(self) -> &'static str {
@@ -108,12 +116,15 @@ impl SetName {
             Self::Sticky => "sticky",
             Self::StickyNodePorts => "sticky-node-ports",
             Self::Affinity => "affinity",
+            Self::Masqueraded => "masqueraded",
+            Self::MasqueradedNodePorts => "masqueraded-node-ports",
         }
     }
 
     /// The set of this name in the kernel.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|set| set.as_str() == name)
+        let mut all = Self::ALL.into_iter().chain(Self::OPTIONAL);
+        all.find(|set| set.as_str() == name)
     }
 }
 
@@ -128,6 +139,13 @@ impl fmt::Display for SetName {
 pub enum ChainName {
     /// Refuses a connection, so that the client is told at once.
     Refuse,
+    /// Masquerades connections from anywhere; only where no mark asks for it.
+    MasqueradeExternal,
+    /// Masquerades connections of the node's own processes; only where no mark asks for it.
+    MasqueradeExternalLocal,
+    /// Finds out by where a connection was sent to whether it is to be masqueraded; only where no
+    /// mark says so.
+    Masquerading,
     /// Masquerades, then picks among the cluster's endpoints.
     External,
     /// `externalTrafficPolicy: Local`.
@@ -169,8 +187,11 @@ pub enum ChainName {
 
 impl ChainName {
     /// The chains whose names are fixed, in order of creation.
-    pub const FIXED: [Self; 17] = [
+    pub const FIXED: [Self; 20] = [
         Self::Refuse,
+        Self::MasqueradeExternal,
+        Self::MasqueradeExternalLocal,
+        Self::Masquerading,
         Self::External,
         Self::ExternalLocal,
         Self::ExternalNodePort,
@@ -205,6 +226,9 @@ impl ChainName {
     fn fixed_name(&self) -> Option<&'static str> {
         Some(match self {
             Self::Refuse => "refuse",
+            Self::MasqueradeExternal => "masquerade-external",
+            Self::MasqueradeExternalLocal => "masquerade-external-local",
+            Self::Masquerading => "masquerading",
             Self::External => "external",
             Self::ExternalLocal => "external-local",
             Self::ExternalNodePort => "external-node-port",
@@ -323,7 +347,7 @@ mod tests {
 
     #[test]
     fn names_parse_back() {
-        for set in SetName::ALL {
+        for set in SetName::ALL.into_iter().chain(SetName::OPTIONAL) {
             assert_eq!(SetName::parse(set.as_str()), Some(set));
         }
         let number = NonZeroU32::new(12).unwrap();

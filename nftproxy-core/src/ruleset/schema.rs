@@ -90,7 +90,8 @@ pub fn schema(set: SetName) -> Schema {
         | SetName::External
         | SetName::Local
         | SetName::Unavailable
-        | SetName::Sticky => (&[Daddr, L4Proto, Dport], DataType::Verdict),
+        | SetName::Sticky
+        | SetName::Masqueraded => (&[Daddr, L4Proto, Dport], DataType::Verdict),
         SetName::Endpoints | SetName::LocalEndpoints => {
             (&[Daddr, L4Proto, Dport, Slot], DataType::Endpoint)
         }
@@ -98,6 +99,7 @@ pub fn schema(set: SetName) -> Schema {
         | SetName::ExternalNodePorts
         | SetName::LocalNodePorts
         | SetName::StickyNodePorts
+        | SetName::MasqueradedNodePorts
         | SetName::UnavailableNodePorts => (&[L4Proto, Dport], DataType::Verdict),
         SetName::NodePortEndpoints | SetName::LocalNodePortEndpoints => {
             (&[L4Proto, Dport, Slot], DataType::Endpoint)

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
@@ -14,9 +15,9 @@ use super::attribute::{
     attributes, be32, begin_message, begin_nest, end_message, end_nest, find, messages, put,
 };
 use super::constants::*;
-use super::nfproto;
 use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
-use crate::apply::ApplyError;
+use super::{namespace, nfproto};
+use crate::apply::{ApplyError, Operation, Refusal};
 use crate::compile::{StaleFlows, contains};
 use crate::model::{Family, IpFamily, Protocol};
 
@@ -28,8 +29,7 @@ const DUMP_ATTEMPTS: usize = 10;
 /// Deletions per datagram.
 const DELETIONS_PER_DATAGRAM: usize = 256;
 
-/// A connection to the kernel's connection tracking, in the network namespace of the thread that
-/// opened it.
+/// A connection to the kernel's connection tracking, in one network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     connection: Connection,
@@ -58,14 +58,23 @@ impl<F: Family> Flow<F> {
 }
 
 impl Conntrack {
-    /// Opens a socket.
+    /// Opens a socket in the network namespace of this thread.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Open`] if there is none to be had; a retry does not help.
     pub fn open() -> Result<Self, ApplyError> {
+        Self::open_in(None)
+    }
+
+    /// Opens a socket in a network namespace: that of the descriptor, else that of this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Netlink::open_table`](super::Netlink::open_table).
+    pub fn open_in(namespace: Option<BorrowedFd<'_>>) -> Result<Self, ApplyError> {
         Ok(Self {
-            connection: Connection::open()?,
+            connection: namespace::within(namespace, Connection::open)?,
         })
     }
 
@@ -185,13 +194,15 @@ impl Conntrack {
             let errors = messages(bytes).filter(|message| message.message_type == NLMSG_ERROR);
             for (errno, _) in errors.filter_map(|message| read_refusal(message.body)) {
                 if errno != 0 && errno != Errno::ENOENT as i32 {
-                    return Err(ApplyError::Refused {
+                    return Err(ApplyError::Refused(Box::new(Refusal {
                         family: F::FAMILY,
-                        operation: "deleting a connection tracking entry".into(),
-                        hint: None,
+                        table: None,
+                        operation: Operation::Flow,
+                        service_port: None,
+                        kernel_message: None,
                         culprit: None,
                         source: std::io::Error::from_raw_os_error(errno),
-                    });
+                    })));
                 }
             }
         }

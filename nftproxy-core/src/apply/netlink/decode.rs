@@ -15,40 +15,35 @@ use crate::ruleset::element::{Data, Element, Key, RawData};
 use crate::ruleset::expr::{
     CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
 };
-use crate::ruleset::name::{ChainName, SetName, SlotMap, TABLE};
-use crate::ruleset::schema::{base_chain, schema};
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+use crate::ruleset::name::{ChainName, SetName, SlotMap};
+use crate::ruleset::schema::schema;
+use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
 
 /// Collects what the dumps of one table say.
-pub(super) struct Decoder<F: Family> {
+pub(super) struct Decoder<'a, F: Family> {
+    table: &'a Table,
     chains: BTreeMap<ChainName, Vec<Rule>>,
     sets: BTreeSet<SetName>,
     elements: Vec<Element<F>>,
     foreign: Vec<String>,
 }
 
-impl<F: Family> Default for Decoder<F> {
-    fn default() -> Self {
+impl<'a, F: Family> Decoder<'a, F> {
+    /// Knows nothing of this table yet.
+    pub(super) fn new(table: &'a Table) -> Self {
         Self {
+            table,
             chains: BTreeMap::new(),
             sets: BTreeSet::new(),
             elements: Vec::new(),
             foreign: Vec::new(),
         }
     }
-}
 
-/// Whether a message of a table dump is about our table, and if so, its flags.
-pub(super) fn our_table(attributes: &[u8]) -> Option<u32> {
-    let name = find(attributes, NFTA_TABLE_NAME).and_then(string)?;
-    (name == TABLE).then(|| {
-        find(attributes, NFTA_TABLE_FLAGS)
-            .and_then(be32)
-            .unwrap_or_default()
-    })
-}
+    fn is_of_table(&self, message: &[u8], attribute: u16) -> bool {
+        find(message, attribute).and_then(string) == Some(self.table.name())
+    }
 
-impl<F: Family> Decoder<F> {
     /// Notes that something about the table is not ours.
     pub(super) fn foreign(&mut self, what: String) {
         self.foreign.push(what);
@@ -56,7 +51,7 @@ impl<F: Family> Decoder<F> {
 
     /// Takes a message of a chain dump.
     pub(super) fn chain(&mut self, message: &[u8]) {
-        if find(message, NFTA_CHAIN_TABLE).and_then(string) != Some(TABLE) {
+        if !self.is_of_table(message, NFTA_CHAIN_TABLE) {
             return;
         }
         let name = find(message, NFTA_CHAIN_NAME)
@@ -71,7 +66,10 @@ impl<F: Family> Decoder<F> {
             let priority = find(hook, NFTA_HOOK_PRIORITY).and_then(be32)? as i32;
             Some((number, priority))
         });
-        let wanted = base_chain(chain).map(|base| (base.hook.number(), base.priority));
+        let wanted = self
+            .table
+            .base_chain(chain)
+            .map(|base| (base.hook.number(), base.priority));
         let is_accepting_nat = hook.is_none()
             || (find(message, NFTA_CHAIN_TYPE).and_then(string) == Some("nat")
                 && find(message, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_ACCEPT));
@@ -83,7 +81,7 @@ impl<F: Family> Decoder<F> {
 
     /// Takes a message of a rule dump; chains come first.
     pub(super) fn rule(&mut self, message: &[u8]) {
-        if find(message, NFTA_RULE_TABLE).and_then(string) != Some(TABLE) {
+        if !self.is_of_table(message, NFTA_RULE_TABLE) {
             return;
         }
         let chain = find(message, NFTA_RULE_CHAIN)
@@ -105,7 +103,7 @@ impl<F: Family> Decoder<F> {
 
     /// Takes a message of a set dump. Returns the set if its elements should be listed.
     pub(super) fn set(&mut self, message: &[u8]) -> Option<SetName> {
-        if find(message, NFTA_SET_TABLE).and_then(string) != Some(TABLE) {
+        if !self.is_of_table(message, NFTA_SET_TABLE) {
             return None;
         }
         let name = find(message, NFTA_SET_NAME)
@@ -144,7 +142,7 @@ impl<F: Family> Decoder<F> {
     }
 
     /// Takes over elements that were collected apart.
-    pub(super) fn append(&mut self, mut other: Self) {
+    pub(super) fn append(&mut self, mut other: Decoder<'_, F>) {
         self.elements.append(&mut other.elements);
         self.foreign.append(&mut other.foreign);
     }
@@ -185,7 +183,14 @@ impl<F: Family> Decoder<F> {
             }
         }
         let ruleset = FamilyRuleset {
-            skeleton: Skeleton { chains: fixed },
+            skeleton: Skeleton {
+                sets: self
+                    .sets
+                    .into_iter()
+                    .filter(|set| SetName::OPTIONAL.contains(set))
+                    .collect(),
+                chains: fixed,
+            },
             picks,
             elements: self.elements.into_iter().collect(),
         };
@@ -194,6 +199,16 @@ impl<F: Family> Decoder<F> {
             foreign: self.foreign,
         }
     }
+}
+
+/// Whether a message of a table dump is about the table, and if so, its flags.
+pub(super) fn flags_of(table: &Table, attributes: &[u8]) -> Option<u32> {
+    let name = find(attributes, NFTA_TABLE_NAME).and_then(string)?;
+    (name == table.name()).then(|| {
+        find(attributes, NFTA_TABLE_FLAGS)
+            .and_then(be32)
+            .unwrap_or_default()
+    })
 }
 
 /// Decodes an element; `None` if it is none that we, or our rules, would write.

@@ -13,15 +13,16 @@ use super::attribute::{
 use super::constants::*;
 use super::ffi::{self, Expression, Message, Writer};
 use super::{nfproto, userdata};
+use crate::apply::{Operation as Asked, Verb};
 use crate::diff::{Delta, TableChange, for_each_set};
 use crate::model::{EndpointAddress, Family, IpFamily};
-use crate::ruleset::Rule;
 use crate::ruleset::element::{Data, Element, write_port};
 use crate::ruleset::expr::{
     CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
 };
-use crate::ruleset::name::{ChainName, SetName, TABLE, TABLE_COMMENT};
-use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, base_chain, schema};
+use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
+use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, schema};
+use crate::ruleset::{Rule, Table};
 
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
@@ -43,13 +44,13 @@ const FIRST_SEQUENCE: u32 = 1;
 enum Operation {
     Begin,
     End,
-    Table(&'static str),
+    Table(Verb),
     Set(SetName),
-    Chain(&'static str, ChainName),
+    Chain(Verb, ChainName),
     Rule(ChainName, String),
     /// Elements of one set. The message starts at this byte of the batch.
     Elements {
-        verb: &'static str,
+        verb: Verb,
         set: SetName,
         start: usize,
         names: ElementRange,
@@ -81,33 +82,41 @@ impl Batch {
         delta: &Delta<F>,
         sequence: u32,
         offset: Option<usize>,
-    ) -> String {
+    ) -> Asked {
         let index = sequence.wrapping_sub(FIRST_SEQUENCE) as usize;
         match self.operations.get(index) {
-            None | Some(Operation::Begin | Operation::End) => "the batch as a whole".into(),
-            Some(Operation::Table(verb)) => format!("{verb} the table"),
-            Some(Operation::Set(set)) => format!("adding set {set}"),
-            Some(Operation::Chain(verb, chain)) => format!("{verb} chain {chain}"),
-            Some(Operation::Rule(chain, text)) => {
-                format!("adding rule \"{text}\" to chain {chain}")
-            }
+            None | Some(Operation::Begin | Operation::End) => Asked::Batch,
+            Some(Operation::Table(verb)) => Asked::Table(*verb),
+            Some(Operation::Set(set)) => Asked::Set(*set),
+            Some(Operation::Chain(verb, chain)) => Asked::Chain(*verb, *chain),
+            Some(Operation::Rule(chain, text)) => Asked::Rule {
+                chain: *chain,
+                text: text.as_str().into(),
+            },
             Some(Operation::Elements {
                 verb,
                 set,
                 start,
                 names,
             }) => {
-                let all = match *verb {
-                    "adding" => &delta.add_elements,
-                    "forgetting" => &delta.forget,
-                    _ => &delta.delete_elements,
+                let (verb, set) = (*verb, *set);
+                let all = match verb {
+                    Verb::Add => &delta.add_elements,
+                    Verb::Forget => &delta.forget,
+                    Verb::Delete | Verb::Flush => &delta.delete_elements,
                 };
                 let elements = &all[names.first..names.first + names.len];
                 match offset.and_then(|offset| self.element_at(*start, offset)) {
-                    Some(at) if at < elements.len() => {
-                        format!("{verb} element {{ {} }} of {set}", elements[at].nft())
-                    }
-                    _ => format!("{verb} {} elements of {set}", elements.len()),
+                    Some(at) if at < elements.len() => Asked::Element {
+                        verb,
+                        set,
+                        element: elements[at].nft().into(),
+                    },
+                    _ => Asked::Elements {
+                        verb,
+                        set,
+                        count: elements.len(),
+                    },
                 }
             }
         }
@@ -118,7 +127,7 @@ impl Batch {
         let index = sequence.wrapping_sub(FIRST_SEQUENCE) as usize;
         match self.operations.get(index)? {
             Operation::Elements {
-                verb: "adding",
+                verb: Verb::Add,
                 start,
                 names,
                 ..
@@ -157,14 +166,15 @@ impl Batch {
 /// Encodes a delta.
 ///
 /// With `can_destroy`, what is to be forgotten may be gone already; that takes a kernel of 6.3.
-pub(super) fn batch<F: Family>(delta: &Delta<F>, can_destroy: bool) -> Batch {
-    let mut encoder = Encoder::<F>::new(can_destroy);
+pub(super) fn batch<F: Family>(delta: &Delta<F>, table: &Table, can_destroy: bool) -> Batch {
+    let mut encoder = Encoder::<F>::new(table, can_destroy);
     encoder.begin();
     encoder.delta(delta);
     encoder.end()
 }
 
-struct Encoder<F> {
+struct Encoder<'a, F> {
+    table: &'a Table,
     can_destroy: bool,
     batch: Batch,
     writer: Writer,
@@ -174,14 +184,15 @@ struct Encoder<F> {
     family: std::marker::PhantomData<F>,
 }
 
-impl<F: Family> Encoder<F> {
-    fn new(can_destroy: bool) -> Self {
+impl<'a, F: Family> Encoder<'a, F> {
+    fn new(table: &'a Table, can_destroy: bool) -> Self {
         let batch = Batch {
             bytes: Vec::new(),
             operations: Vec::new(),
             acknowledged: 0,
         };
         Self {
+            table,
             can_destroy,
             batch,
             writer: Writer::new(),
@@ -244,6 +255,7 @@ impl<F: Family> Encoder<F> {
     fn delta(&mut self, delta: &Delta<F>) {
         let Delta {
             table,
+            add_sets,
             add_chains,
             set_rules,
             forget,
@@ -258,11 +270,14 @@ impl<F: Family> Encoder<F> {
                 self.message(
                     NFT_MSG_DELTABLE,
                     0,
-                    &bare_table(),
-                    Operation::Table("deleting"),
+                    &self.bare_table(),
+                    Operation::Table(Verb::Delete),
                 );
                 self.create_table();
             }
+        }
+        for (id, set) in (SetName::ALL.len() as u32 + 1..).zip(add_sets) {
+            self.add_set(*set, id);
         }
         for chain in add_chains {
             self.add_chain(*chain);
@@ -280,33 +295,33 @@ impl<F: Family> Encoder<F> {
         } else {
             NFT_MSG_DELSETELEM
         };
-        self.elements("forgetting", forget_message, 0, forget);
-        self.elements("deleting", NFT_MSG_DELSETELEM, 0, delete_elements);
+        self.elements(Verb::Forget, forget_message, 0, forget);
+        self.elements(Verb::Delete, NFT_MSG_DELSETELEM, 0, delete_elements);
         self.elements(
-            "adding",
+            Verb::Add,
             NFT_MSG_NEWSETELEM,
             NLM_F_CREATE | NLM_F_EXCL,
             add_elements,
         );
         for chain in delete_chains {
-            let object = named_chain(*chain);
+            let object = self.named_chain(*chain);
             self.message(
                 NFT_MSG_DELCHAIN,
                 0,
                 &object,
-                Operation::Chain("deleting", *chain),
+                Operation::Chain(Verb::Delete, *chain),
             );
         }
     }
 
     fn create_table(&mut self) {
-        let mut table = bare_table();
+        let mut table = self.bare_table();
         table.bytes(sys::NFTNL_TABLE_USERDATA, &userdata::comment(TABLE_COMMENT));
         self.message(
             NFT_MSG_NEWTABLE,
             NLM_F_CREATE | NLM_F_EXCL,
             &table,
-            Operation::Table("creating"),
+            Operation::Table(Verb::Add),
         );
         for (id, set) in (1..).zip(SetName::ALL) {
             self.add_set(set, id);
@@ -316,7 +331,7 @@ impl<F: Family> Encoder<F> {
     fn add_set(&mut self, set: SetName, id: u32) {
         let schema = schema(set);
         let mut object = ffi::Set::new();
-        object.str(sys::NFTNL_SET_TABLE, TABLE);
+        object.str(sys::NFTNL_SET_TABLE, self.table.name());
         object.str(sys::NFTNL_SET_NAME, set.as_str());
         object.u32(sys::NFTNL_SET_FAMILY, nfproto(F::FAMILY).into());
         object.u32(sys::NFTNL_SET_ID, id);
@@ -348,8 +363,8 @@ impl<F: Family> Encoder<F> {
     }
 
     fn add_chain(&mut self, chain: ChainName) {
-        let mut object = named_chain(chain);
-        if let Some(base) = base_chain(chain) {
+        let mut object = self.named_chain(chain);
+        if let Some(base) = self.table.base_chain(chain) {
             object.str(sys::NFTNL_CHAIN_TYPE, "nat");
             object.u32(sys::NFTNL_CHAIN_HOOKNUM, base.hook.number());
             object.bytes(sys::NFTNL_CHAIN_PRIO, &base.priority.to_ne_bytes());
@@ -360,22 +375,22 @@ impl<F: Family> Encoder<F> {
             NFT_MSG_NEWCHAIN,
             flags,
             &object,
-            Operation::Chain("adding", chain),
+            Operation::Chain(Verb::Add, chain),
         );
     }
 
     fn flush_chain(&mut self, chain: ChainName) {
-        let rule = rule_of(chain);
+        let rule = self.rule_of(chain);
         self.message(
             NFT_MSG_DELRULE,
             0,
             &rule,
-            Operation::Chain("flushing", chain),
+            Operation::Chain(Verb::Flush, chain),
         );
     }
 
     fn add_rule(&mut self, chain: ChainName, rule: &Rule) {
-        let mut object = rule_of(chain);
+        let mut object = self.rule_of(chain);
         for expr in &rule.exprs {
             if let Some(expression) = expression::<F>(expr) {
                 object.push(expression);
@@ -390,13 +405,7 @@ impl<F: Family> Encoder<F> {
         );
     }
 
-    fn elements(
-        &mut self,
-        verb: &'static str,
-        message_type: u16,
-        flags: u16,
-        elements: &[Element<F>],
-    ) {
+    fn elements(&mut self, verb: Verb, message_type: u16, flags: u16, elements: &[Element<F>]) {
         let mut first = 0;
         for_each_set(elements, |set, elements| {
             let mut rest = elements;
@@ -411,7 +420,7 @@ impl<F: Family> Encoder<F> {
     /// Writes one message with as many of the elements as fit, and returns how many did.
     fn element_message(
         &mut self,
-        verb: &'static str,
+        verb: Verb,
         message_type: u16,
         flags: u16,
         set: SetName,
@@ -419,11 +428,12 @@ impl<F: Family> Encoder<F> {
         first: usize,
     ) -> usize {
         let sequence = self.sequence();
+        let table = self.table.name();
         let out = &mut self.batch.bytes;
         let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
         let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
         let start = begin_message(out, message_type, NLM_F_REQUEST | flags, sequence, nfgenmsg);
-        put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        put_str(out, NFTA_SET_ELEM_LIST_TABLE, table);
         put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
         let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
         let mut len = 0;
@@ -464,6 +474,26 @@ impl<F: Family> Encoder<F> {
         });
         len
     }
+
+    fn bare_table(&self) -> ffi::Table {
+        let mut table = ffi::Table::new();
+        table.str(sys::NFTNL_TABLE_NAME, self.table.name());
+        table
+    }
+
+    fn named_chain(&self, chain: ChainName) -> ffi::Chain {
+        let mut object = ffi::Chain::new();
+        object.str(sys::NFTNL_CHAIN_TABLE, self.table.name());
+        object.str(sys::NFTNL_CHAIN_NAME, &chain.to_string());
+        object
+    }
+
+    fn rule_of(&self, chain: ChainName) -> ffi::Rule {
+        let mut object = ffi::Rule::new();
+        object.str(sys::NFTNL_RULE_TABLE, self.table.name());
+        object.str(sys::NFTNL_RULE_CHAIN, &chain.to_string());
+        object
+    }
 }
 
 fn write_data<F: Family>(data: &Data<F>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
@@ -492,26 +522,6 @@ fn write_data<F: Family>(data: &Data<F>, scratch: &mut Vec<u8>, out: &mut Vec<u8
             end_nest(out, data);
         }
     }
-}
-
-fn bare_table() -> ffi::Table {
-    let mut table = ffi::Table::new();
-    table.str(sys::NFTNL_TABLE_NAME, TABLE);
-    table
-}
-
-fn named_chain(chain: ChainName) -> ffi::Chain {
-    let mut object = ffi::Chain::new();
-    object.str(sys::NFTNL_CHAIN_TABLE, TABLE);
-    object.str(sys::NFTNL_CHAIN_NAME, &chain.to_string());
-    object
-}
-
-fn rule_of(chain: ChainName) -> ffi::Rule {
-    let mut object = ffi::Rule::new();
-    object.str(sys::NFTNL_RULE_TABLE, TABLE);
-    object.str(sys::NFTNL_RULE_CHAIN, &chain.to_string());
-    object
 }
 
 /// `NFT_SET_…` flags.

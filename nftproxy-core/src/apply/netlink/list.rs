@@ -5,7 +5,6 @@
 //! of slots, follow from the verdicts. So large ones are read key by key, if the kernel says how
 //! many elements there are to know that none is left out. Entry point: [`Netlink::list_table`].
 
-use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 
 use super::Netlink;
@@ -14,13 +13,14 @@ use super::attribute::{
     messages, put, put_str,
 };
 use super::constants::*;
-use super::decode::{Decoder, decode_element, our_table};
+use super::decode::{Decoder, decode_element, flags_of};
 use super::socket::DUMP_INTERRUPTED;
 use crate::apply::ApplyError;
 use crate::diff::Observed;
 use crate::model::Family;
+use crate::ruleset::Table;
 use crate::ruleset::element::{Element, Key};
-use crate::ruleset::name::{SetName, SlotMap, TABLE};
+use crate::ruleset::name::{SetName, SlotMap};
 use crate::ruleset::schema::schema;
 
 /// How often a listing is tried again because the ruleset changed meanwhile.
@@ -45,13 +45,13 @@ impl Netlink {
 
     /// Reads what `affinity` has learned.
     pub(super) fn list_learned<F: Family>(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
-        let set = SetName::Affinity;
+        let (set, table) = (SetName::Affinity, self.table.clone());
         for _ in 0..LIST_ATTEMPTS {
             let mut elements = Vec::new();
             let dump = self.dump::<F>(
                 NFT_MSG_GETSETELEM,
                 set.as_str(),
-                |out| put_set(out, set),
+                |out| put_set(out, &table, set),
                 |message| {
                     let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
                     let decoded =
@@ -70,18 +70,19 @@ impl Netlink {
     }
 
     fn try_list<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+        let table = self.table.clone();
         let mut flags = None;
         self.dump::<F>(
             NFT_MSG_GETTABLE,
             "table",
             |_| {},
             |message| {
-                flags = flags.or(our_table(message));
+                flags = flags.or(flags_of(&table, message));
             },
         )?;
         let Some(flags) = flags else { return Ok(None) };
 
-        let mut decoder = Decoder::default();
+        let mut decoder = Decoder::new(&table);
         if flags != 0 {
             decoder.foreign(format!("table flags {flags:#x}"));
         }
@@ -91,13 +92,13 @@ impl Netlink {
             |_| {},
             |message| decoder.chain(message),
         )?;
-        let table = |out: &mut Vec<u8>| put_str(out, NFTA_RULE_TABLE, TABLE);
-        self.dump::<F>(NFT_MSG_GETRULE, "rule", table, |message| {
+        let of_table = |out: &mut Vec<u8>| put_str(out, NFTA_RULE_TABLE, table.name());
+        self.dump::<F>(NFT_MSG_GETRULE, "rule", of_table, |message| {
             decoder.rule(message)
         })?;
         let mut sets = Vec::new();
-        let table = |out: &mut Vec<u8>| put_str(out, NFTA_SET_TABLE, TABLE);
-        self.dump::<F>(NFT_MSG_GETSET, "set", table, |message| {
+        let of_table = |out: &mut Vec<u8>| put_str(out, NFTA_SET_TABLE, table.name());
+        self.dump::<F>(NFT_MSG_GETSET, "set", of_table, |message| {
             let count = find(message, NFTA_SET_COUNT).and_then(be32);
             sets.extend(decoder.set(message).map(|set| (set, count)));
         })?;
@@ -126,12 +127,13 @@ impl Netlink {
     fn dump_elements<F: Family>(
         &mut self,
         set: SetName,
-        decoder: &mut Decoder<F>,
+        decoder: &mut Decoder<'_, F>,
     ) -> Result<(), ApplyError> {
+        let table = self.table.clone();
         self.dump::<F>(
             NFT_MSG_GETSETELEM,
             set.as_str(),
-            |out| put_set(out, set),
+            |out| put_set(out, &table, set),
             |message| decoder.elements(set, message),
         )
     }
@@ -142,14 +144,15 @@ impl Netlink {
         &mut self,
         set: SetName,
         keys: &[Key<F>],
-        decoder: &mut Decoder<F>,
+        decoder: &mut Decoder<'_, F>,
     ) -> Result<bool, ApplyError> {
         let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
-        let mut taken = Decoder::default();
+        let table = self.table.clone();
+        let mut taken = Decoder::new(&table);
         let mut scratch = Vec::new();
         for keys in keys.chunks(self.connection.answers_at_once()) {
             let request = |out: &mut Vec<u8>| {
-                put_set(out, set);
+                put_set(out, &table, set);
                 let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
                 for key in keys {
                     scratch.clear();
@@ -169,12 +172,8 @@ impl Netlink {
                     });
             match result {
                 Ok(()) => {}
-                Err(ApplyError::Refused { source, .. })
-                    if source.raw_os_error() == Some(Errno::ENOENT as i32) =>
-                {
-                    return Ok(false);
-                }
-                Err(error) => return Err(error),
+                Err(ApplyError::Refused(refusal)) if refusal.is_not_found() => return Ok(false),
+                Err(error) => return Err(self.of_table(error)),
             }
         }
         decoder.append(taken);
@@ -201,8 +200,8 @@ impl Netlink {
 }
 
 /// Names a set in a request for its elements.
-fn put_set(out: &mut Vec<u8>, set: SetName) {
-    put_str(out, NFTA_SET_ELEM_LIST_TABLE, TABLE);
+fn put_set(out: &mut Vec<u8>, table: &Table, set: SetName) {
+    put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
     put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
 }
 
@@ -211,7 +210,7 @@ fn put_set(out: &mut Vec<u8>, set: SetName) {
 fn is_passing(error: &ApplyError) -> bool {
     match error {
         ApplyError::Receive(error) => error.raw_os_error() == Some(DUMP_INTERRUPTED),
-        ApplyError::Refused { source, .. } => source.raw_os_error() == Some(Errno::ENOENT as i32),
+        ApplyError::Refused(refusal) => refusal.is_not_found(),
         _ => false,
     }
 }

@@ -7,9 +7,12 @@ mod decode;
 mod encode;
 mod ffi;
 mod list;
+mod namespace;
 mod socket;
 mod userdata;
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::socket::MsgFlags;
@@ -21,12 +24,14 @@ use self::socket::{Connection, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel};
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
+use crate::ruleset::Table;
 use crate::ruleset::element::Element;
 
-/// A connection to the kernel's nf_tables, in the network namespace of the thread that opened it.
+/// A connection to the kernel's nf_tables, for one table of one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
     connection: Connection,
+    table: Arc<Table>,
     /// Whether elements can be deleted that may not exist.
     can_destroy: bool,
 }
@@ -73,16 +78,33 @@ struct Refusal {
 }
 
 impl Netlink {
-    /// Opens a socket.
+    /// Opens a socket for the default table, in the network namespace of this thread.
     ///
     /// # Errors
     ///
     /// [`ApplyError::Open`] if there is none to be had; a retry does not help.
     pub fn open() -> Result<Self, ApplyError> {
+        Self::open_table(Table::default(), None)
+    }
+
+    /// Opens a socket for a table, in a network namespace: that of the descriptor (`/run/netns/…`,
+    /// `/proc/PID/ns/net`), else that of this thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::Open`] if there is none to be had, [`ApplyError::Namespace`] if the namespace
+    /// cannot be entered; a retry does not help.
+    pub fn open_table(table: Table, namespace: Option<BorrowedFd<'_>>) -> Result<Self, ApplyError> {
         Ok(Self {
-            connection: Connection::open()?,
+            connection: namespace::within(namespace, Connection::open)?,
+            table: Arc::new(table),
             can_destroy: kernel_is_at_least(KERNEL_WITH_DESTROY),
         })
+    }
+
+    /// The table that is listed and changed.
+    pub fn table(&self) -> &Table {
+        &self.table
     }
 
     /// Checks that the kernel has nf_tables for the family, and that we may use it.
@@ -107,6 +129,15 @@ impl Netlink {
         let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
         self.connection
             .dump(F::FAMILY, message_type, what, restrict, take)
+            .map_err(|error| self.of_table(error))
+    }
+
+    /// An error with the table that it is about.
+    fn of_table(&self, mut error: ApplyError) -> ApplyError {
+        if let ApplyError::Refused(refusal) = &mut error {
+            refusal.table = Some(self.table.name().into());
+        }
+        error
     }
 
     /// Reads all answers to a batch. The kernel has handled it by the time it is sent.
@@ -154,7 +185,7 @@ impl Netlink {
 
     /// Encodes a delta for this kernel.
     pub fn encode<F: Family>(&self, delta: &Delta<F>) -> Batch {
-        encode::batch(delta, self.can_destroy)
+        encode::batch(delta, &self.table, self.can_destroy)
     }
 
     /// Sends the batch that a delta was encoded as, which the kernel applies wholly or not at all.
@@ -176,10 +207,10 @@ impl Netlink {
                 } = refusal;
                 let operation = batch.explain(delta, sequence, offset);
                 let mut error = refused(F::FAMILY, operation, message, errno);
-                if let ApplyError::Refused { culprit, .. } = &mut error {
-                    *culprit = batch.culprit(sequence, offset);
+                if let ApplyError::Refused(refusal) = &mut error {
+                    refusal.culprit = batch.culprit(sequence, offset);
                 }
-                Err(error)
+                Err(self.of_table(error))
             }
         }
     }

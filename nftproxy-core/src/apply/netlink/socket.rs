@@ -10,7 +10,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use super::attribute::{HEADER_LEN, NFGENMSG_LEN, begin_message, end_message, messages};
 use super::constants::*;
 use super::{ffi, nfproto};
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, Operation, Refusal};
 use crate::model::IpFamily;
 
 /// The kernel's dumps fill buffers of up to 32 KiB, and each buffer costs it a walk from the start
@@ -140,7 +140,7 @@ impl Connection {
                         if errno == 0 && flags & NLM_F_ACK != 0 {
                             return Ok(());
                         }
-                        return Err(refused(family, format!("listing {what}"), None, errno));
+                        return Err(refused(family, Operation::List(what.into()), None, errno));
                     }
                     _ => take(message.body.get(NFGENMSG_LEN..).unwrap_or_default()),
                 }
@@ -201,29 +201,26 @@ pub(super) fn read_refusal(body: &[u8]) -> Option<(i32, usize)> {
 
 pub(super) fn refused(
     family: IpFamily,
-    operation: String,
+    operation: Operation,
     message: Option<String>,
     errno: i32,
 ) -> ApplyError {
-    let whole_batch = operation.starts_with("the batch") || operation.starts_with("listing");
+    let is_whole = matches!(operation, Operation::Batch | Operation::List(_));
     match Errno::from_raw(errno) {
         Errno::EPERM | Errno::EACCES => ApplyError::NotPermitted,
         Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL
-            if whole_batch =>
+            if is_whole =>
         {
             ApplyError::Unsupported(family)
         }
-        code => {
-            let missing_expression = (code == Errno::ENOENT && operation.contains("rule"))
-                .then(|| "this kernel may lack an expression that the rule needs".to_owned());
-            let source = io::Error::from_raw_os_error(errno);
-            ApplyError::Refused {
-                family,
-                operation,
-                hint: message.or(missing_expression),
-                culprit: None,
-                source,
-            }
-        }
+        _ => ApplyError::Refused(Box::new(Refusal {
+            family,
+            table: None,
+            operation,
+            service_port: None,
+            kernel_message: message.map(Into::into),
+            culprit: None,
+            source: io::Error::from_raw_os_error(errno),
+        })),
     }
 }
