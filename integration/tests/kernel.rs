@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use integration::fixtures::recorded;
 use integration::netns::{Namespace, in_sandbox};
 use nftproxy_core::apply::netlink::Netlink;
-use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::model::{

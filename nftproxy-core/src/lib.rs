@@ -80,6 +80,8 @@
 pub mod apply;
 pub mod compile;
 pub mod diff;
+pub mod driver;
+pub mod engine;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod model;

@@ -1,0 +1,350 @@
+//! Has UDP flows forgotten that changed rules do not reach.
+//!
+//! [`Forgetter`] collects what syncs left behind, looks for it in connection tracking, and deletes
+//! what still leads astray a moment later. It is driven like the engine, and may be driven by
+//! another thread, as looking through a large table takes its time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+use crate::apply::ApplyError;
+use crate::apply::netlink::conntrack::{Conntrack, Flow};
+use crate::compile::{Leftovers, StaleFlows};
+use crate::model::{Family, V4, V6};
+
+/// How long after a failure it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How long it takes at most from the kernel's consent to a sync to what the sync says here.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// Flows of one family that are to be forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Flows {
+    /// IPv4.
+    V4(Leftovers<V4>),
+    /// IPv6.
+    V6(Leftovers<V6>),
+}
+
+/// A family whose flows can be told from those of the other.
+pub(super) trait FlowFamily: Family {
+    fn flows(leftovers: Leftovers<Self>) -> Flows;
+}
+
+impl FlowFamily for V4 {
+    fn flows(leftovers: Leftovers<V4>) -> Flows {
+        Flows::V4(leftovers)
+    }
+}
+
+impl FlowFamily for V6 {
+    fn flows(leftovers: Leftovers<V6>) -> Flows {
+        Flows::V6(leftovers)
+    }
+}
+
+/// Where the kernel keeps its flows: [`Conntrack`], or something else in tests.
+pub trait FlowTable {
+    /// Finds the flows that are stale.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked; it may be tried again.
+    fn find_stale<F: Family>(
+        &mut self,
+        stale: &[StaleFlows<F>],
+    ) -> Result<Vec<Flow<F>>, ApplyError>;
+
+    /// Finds the flows into these ranges (address, prefix length) that nobody has ever answered or
+    /// translated.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked; it may be tried again.
+    fn find_one_way<F: Family>(
+        &mut self,
+        ranges: &[(F::Address, u8)],
+    ) -> Result<Vec<Flow<F>>, ApplyError>;
+
+    /// Deletes the entries of flows. One that is gone already is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses; some may be deleted then.
+    fn delete<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError>;
+}
+
+impl FlowTable for Conntrack {
+    fn find_stale<F: Family>(
+        &mut self,
+        stale: &[StaleFlows<F>],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        Self::find_stale(self, stale)
+    }
+
+    fn find_one_way<F: Family>(
+        &mut self,
+        ranges: &[(F::Address, u8)],
+    ) -> Result<Vec<Flow<F>>, ApplyError> {
+        Self::find_one_way(self, ranges)
+    }
+
+    fn delete<F: Family>(&mut self, flows: &[Flow<F>]) -> Result<(), ApplyError> {
+        Self::delete(self, flows)
+    }
+}
+
+/// Forgets flows; see the [module](self).
+#[derive(Debug)]
+pub struct Forgetter<T = Conntrack> {
+    table: T,
+    v4: Side<V4>,
+    v6: Side<V6>,
+    /// When the next step is due, if there is anything to do.
+    due_at: Option<Instant>,
+}
+
+impl<T: FlowTable> Forgetter<T> {
+    /// One that has nothing to do yet.
+    pub fn new(table: T) -> Self {
+        Self {
+            table,
+            v4: Side::default(),
+            v6: Side::default(),
+            due_at: None,
+        }
+    }
+
+    /// Takes what a sync left behind, after that sync succeeded.
+    pub fn add(&mut self, flows: Flows, now: Instant) {
+        match flows {
+            Flows::V4(leftovers) => self.v4.todo.add(leftovers),
+            Flows::V6(leftovers) => self.v6.todo.add(leftovers),
+        }
+        // What has been found waits for its moment; all else does not wait.
+        if self.v4.found.is_empty() && self.v6.found.is_empty() {
+            self.due_at = Some(now);
+        }
+    }
+
+    /// When [`Forgetter::perform`] is to be called; `None` if there is nothing to do.
+    pub fn next(&self) -> Option<Instant> {
+        self.due_at
+    }
+
+    /// Does one step, and returns how many flows were deleted.
+    ///
+    /// What it finds, it deletes in the step after the next moment: a sync may have led some of it
+    /// there meanwhile, and is given the time to say so.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked or refuses; all of it will be tried again, together with what
+    /// comes meanwhile.
+    pub fn perform(&mut self, now: Instant) -> Result<usize, ApplyError> {
+        let v4 = self.v4.step(&mut self.table);
+        let v6 = self.v6.step(&mut self.table);
+        let is_failure = v4.is_err() || v6.is_err();
+        let is_found = !self.v4.found.is_empty() || !self.v6.found.is_empty();
+        let is_left = !self.v4.todo.is_empty() || !self.v6.todo.is_empty();
+        self.due_at = match () {
+            () if is_failure => Some(now + RETRY),
+            () if is_found => Some(now + SETTLE),
+            () => is_left.then_some(now),
+        };
+        Ok(v4? + v6?)
+    }
+}
+
+/// One family's part.
+#[derive(Debug)]
+struct Side<F: Family> {
+    todo: Todo<F>,
+    /// What is being looked for, until it is deleted.
+    asked: Todo<F>,
+    found: Vec<Flow<F>>,
+}
+
+impl<F: Family> Default for Side<F> {
+    fn default() -> Self {
+        Self {
+            todo: Todo::default(),
+            asked: Todo::default(),
+            found: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> Side<F> {
+    /// Deletes what was found, or else looks for what is to be done; how many were deleted.
+    fn step(&mut self, table: &mut impl FlowTable) -> Result<usize, ApplyError> {
+        let result = if self.found.is_empty() {
+            self.look(table)
+        } else {
+            self.delete_found(table)
+        };
+        let undone = std::mem::take(&mut self.asked);
+        match &result {
+            Err(_) => {
+                self.found.clear();
+                self.todo.put_back(undone);
+            }
+            // It counts as done when it is deleted.
+            Ok(_) if !self.found.is_empty() => self.asked = undone,
+            Ok(_) => {}
+        }
+        result
+    }
+
+    fn look(&mut self, table: &mut impl FlowTable) -> Result<usize, ApplyError> {
+        if self.todo.is_empty() {
+            return Ok(0);
+        }
+        self.asked = std::mem::take(&mut self.todo);
+        let mut n_deleted = 0;
+        if !self.asked.new_service_cidrs.is_empty() {
+            let cidrs: Vec<_> = self.asked.new_service_cidrs.iter().copied().collect();
+            let found = table.find_one_way::<F>(&cidrs)?;
+            table.delete(&found)?;
+            n_deleted = found.len();
+        }
+        let flows: Vec<_> = self.asked.by_destination.values().cloned().collect();
+        if !flows.is_empty() {
+            self.found = table.find_stale(&flows)?;
+        }
+        Ok(n_deleted)
+    }
+
+    fn delete_found(&mut self, table: &mut impl FlowTable) -> Result<usize, ApplyError> {
+        let newer = &self.todo.by_destination;
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|flow| {
+            newer
+                .get(&flow.destination)
+                .is_none_or(|flows| flow.is_stale(flows))
+        });
+        table.delete(&found)?;
+        Ok(found.len())
+    }
+}
+
+/// What is yet to be done in one family.
+#[derive(Debug)]
+struct Todo<F: Family> {
+    /// For each destination only the latest counts, which bounds it.
+    by_destination: BTreeMap<(F::Address, NonZeroU16), StaleFlows<F>>,
+    new_service_cidrs: BTreeSet<(F::Address, u8)>,
+}
+
+impl<F: Family> Default for Todo<F> {
+    fn default() -> Self {
+        Self {
+            by_destination: BTreeMap::new(),
+            new_service_cidrs: BTreeSet::new(),
+        }
+    }
+}
+
+impl<F: Family> Todo<F> {
+    fn add(&mut self, leftovers: Leftovers<F>) {
+        let Leftovers {
+            flows,
+            new_service_cidrs,
+        } = leftovers;
+        let by_destination = flows
+            .into_iter()
+            .map(|flow| ((flow.address, flow.port), flow));
+        self.by_destination.extend(by_destination);
+        self.new_service_cidrs.extend(new_service_cidrs);
+    }
+
+    /// Takes back what could not be done; what came meanwhile is newer.
+    fn put_back(&mut self, undone: Self) {
+        for (destination, flows) in undone.by_destination {
+            self.by_destination.entry(destination).or_insert(flows);
+        }
+        self.new_service_cidrs.extend(undone.new_service_cidrs);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_destination.is_empty() && self.new_service_cidrs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::compile::Keep;
+
+    /// A table that holds no flows, fails as often as it is told, and remembers what it was asked.
+    #[derive(Default)]
+    struct Fake {
+        n_failures: usize,
+        asked: Vec<Vec<Ipv4Addr>>,
+    }
+
+    impl FlowTable for Fake {
+        fn find_stale<F: Family>(
+            &mut self,
+            stale: &[StaleFlows<F>],
+        ) -> Result<Vec<Flow<F>>, ApplyError> {
+            let addresses = stale.iter().map(|flows| flows.address.into());
+            let addresses = addresses.filter_map(<V4 as Family>::address).collect();
+            self.asked.push(addresses);
+            if self.n_failures > 0 {
+                self.n_failures -= 1;
+                return Err(ApplyError::Unstable);
+            }
+            Ok(Vec::new())
+        }
+
+        fn find_one_way<F: Family>(
+            &mut self,
+            _: &[(F::Address, u8)],
+        ) -> Result<Vec<Flow<F>>, ApplyError> {
+            Ok(Vec::new())
+        }
+
+        fn delete<F: Family>(&mut self, _: &[Flow<F>]) -> Result<(), ApplyError> {
+            Ok(())
+        }
+    }
+
+    fn flows_to(address: [u8; 4]) -> Flows {
+        Flows::V4(Leftovers {
+            flows: vec![StaleFlows {
+                address: address.into(),
+                port: NonZeroU16::MIN,
+                keep: Keep::default(),
+            }],
+            new_service_cidrs: Vec::new(),
+        })
+    }
+
+    /// S-125: what fails is tried again, together with what has come since, until it works.
+    #[test]
+    fn s125_failures_are_retried() {
+        let mut forgetter = Forgetter::new(Fake {
+            n_failures: 1,
+            ..Fake::default()
+        });
+        let (first, second) = ([10, 96, 0, 1], [10, 96, 0, 2]);
+        let mut now = Instant::now();
+        assert_eq!(forgetter.next(), None);
+        forgetter.add(flows_to(first), now);
+        assert_eq!(forgetter.next(), Some(now));
+        forgetter.perform(now).unwrap_err();
+        assert_eq!(forgetter.next(), Some(now + RETRY));
+        now += RETRY / 2;
+        forgetter.add(flows_to(second), now);
+        assert_eq!(forgetter.next(), Some(now), "what is new does not wait");
+        forgetter.perform(now).unwrap();
+        assert_eq!(forgetter.next(), None);
+        let asked = [vec![first], vec![first, second]];
+        let asked = asked.map(|asked| asked.into_iter().map(Ipv4Addr::from).collect::<Vec<_>>());
+        assert_eq!(forgetter.table.asked, asked);
+    }
+}
