@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::engine;
 use nftproxy_core::model::State;
 use nftproxy_core::render;
 use tracing::warn;
@@ -29,9 +30,11 @@ pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> 
         .filter_map(|change| converter.event(change))
     {
         match event {
-            Event::ServiceApplied(service) => state.apply_service(service),
-            Event::SliceApplied(slice) => state.apply_slice(slice),
-            Event::ServiceCidrApplied(name, cidrs) => state.apply_service_cidr(&name, cidrs),
+            Event::Cluster(engine::Event::ServiceApplied(service)) => state.apply_service(service),
+            Event::Cluster(engine::Event::SliceApplied(slice)) => state.apply_slice(slice),
+            Event::Cluster(engine::Event::ServiceCidrApplied(name, cidrs)) => {
+                state.apply_service_cidr(&name, cidrs);
+            }
             // What the command line says of the node counts more than a manifest.
             Event::NodeApplied(mut node) => {
                 if !args.node.ips.is_empty() || node.ips.is_empty() {

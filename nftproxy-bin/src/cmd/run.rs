@@ -1,7 +1,13 @@
 //! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::netlink::conntrack::Conntrack;
+use nftproxy_core::driver::forget_in_background;
+use nftproxy_core::engine::flows::{FlowTable, Forgetter};
+use nftproxy_core::engine::{Engine, FlowOption, Options, Pace};
 use nftproxy_core::model::{V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -9,9 +15,8 @@ use tracing::info;
 
 use super::args::RunArgs;
 use crate::config::Settings;
-use crate::daemon::health::Health;
-use crate::daemon::run_loop::{Followers, Pace, Proxy};
-use crate::daemon::{flows, health_check_node_port, platform};
+use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy, ThisNode};
+use crate::daemon::{health_check_node_port, platform, report};
 use crate::source::client::client;
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
@@ -63,25 +68,37 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         };
         addresses::watch(sender).context("watching the addresses of this host")?;
 
-        let health = Health::new(settings.sync_period);
-        let followers = Followers {
-            flows: flows::start().context("opening connection tracking")?,
-            health_check_node_ports: health_check_node_port::start(health.clone()),
-            health,
-        };
-        let proxy = Proxy::new(
-            kernels.v4,
-            kernels.v6,
+        let this_node = ThisNode::new(
             super::node_settings(settings),
             node_info,
             addresses::interface_ips,
-            followers,
         );
-        let pace = Pace {
-            min_sync_period: settings.min_sync_period,
-            sync_period: settings.sync_period,
+        let flows = Forgetter::new(Conntrack::open().context("opening connection tracking")?);
+        let engine = Engine::<_, _, Conntrack>::new(
+            kernels,
+            Options {
+                node: this_node.node(),
+                node_patience: if args.manifests.is_some() {
+                    Duration::ZERO
+                } else {
+                    NODE_PATIENCE
+                },
+                pace: Pace {
+                    min_sync_period: settings.min_sync_period,
+                    sync_period: settings.sync_period,
+                },
+                flows: FlowOption::HandOver,
+                ..Options::default()
+            },
+            Instant::now(),
+        );
+        let followers = Followers {
+            flows: forget_in_background(flows, report::log)
+                .context("starting a thread for connection tracking")?,
+            health_check_node_ports: health_check_node_port::start(engine.health().clone()),
         };
-        let stopped = on_own_thread(proxy, receiver, pace)?;
+        let proxy = Proxy::new(engine, this_node, followers);
+        let stopped = on_own_thread(proxy, receiver)?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         tokio::select! {
@@ -96,14 +113,14 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// Runs the loop on a thread of its own, so that a long commit holds nothing else up.
-fn on_own_thread<K4, K6>(
-    proxy: Proxy<K4, K6>,
+fn on_own_thread<K4, K6, T>(
+    proxy: Proxy<K4, K6, T>,
     events: mpsc::Receiver<Event>,
-    pace: Pace,
 ) -> anyhow::Result<tokio::sync::oneshot::Receiver<anyhow::Result<()>>>
 where
     K4: Kernel<V4> + Send + 'static,
     K6: Kernel<V6> + Send + 'static,
+    T: FlowTable + Send + 'static,
 {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
@@ -114,7 +131,7 @@ where
                 .build();
             let result = runtime
                 .context("starting the loop's runtime")
-                .and_then(|runtime| Ok(runtime.block_on(proxy.run(events, pace))?));
+                .and_then(|runtime| Ok(runtime.block_on(proxy.run(events))?));
             // Nobody is left to be told if the process is already stopping.
             let _ = sender.send(result);
         })

@@ -1,37 +1,32 @@
 //! Answers on the health-check node ports of Services: has this node ready endpoints for them?
 //!
-//! A task of its own owns the listeners and is told by [`Update`] what they are to be, so that no
-//! sync waits for a socket. It knows nothing of rules, nor of how endpoints are counted. Read
-//! [`start`] first.
+//! A task of its own owns the listeners and is told by [`HealthChecks`] what they are to be, so that
+//! no sync waits for a socket. It knows nothing of rules, nor of how endpoints are counted or what
+//! is answered. Read [`start`] first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use http::{Response, StatusCode};
+use http::Response;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use nftproxy_core::compile::{HealthCheck, health_check};
-use nftproxy_core::model::{Family, IpFamily, Node, NodePortAddresses, ServiceName, State};
+use nftproxy_core::compile::HealthCheck;
+use nftproxy_core::engine::{Health, HealthCheckAnswer, HealthChecks};
+use nftproxy_core::model::{IpFamily, ServiceName};
 use nix::sys::socket::{setsockopt, sockopt};
-use serde::Serialize;
-use serde_json::ser::PrettyFormatter;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, warn};
 
-use super::health::Health;
-
-const ENDPOINT_WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
 /// Connections that a listener serves at a time; others wait.
@@ -41,49 +36,14 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a successful sync of a family means for its health-check node ports.
-#[derive(Debug)]
-pub(crate) struct Update {
-    pub(crate) family: IpFamily,
-    /// Where to listen, wildcards included.
-    pub(crate) addresses: BTreeSet<IpAddr>,
-    /// Services that may have changed, with what they want now.
-    pub(crate) changed: Vec<(ServiceName, Option<HealthCheck>)>,
-}
-
-impl Update {
-    /// `changed` are the Services that may have changed since the update before.
-    pub(crate) fn new<F: Family>(
-        state: &State,
-        node: &Node,
-        changed: &BTreeSet<ServiceName>,
-    ) -> Self {
-        let any: IpAddr = match F::FAMILY {
-            IpFamily::V4 => Ipv4Addr::UNSPECIFIED.into(),
-            IpFamily::V6 => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        Self {
-            family: F::FAMILY,
-            addresses: match node.node_port_addresses::<F>() {
-                NodePortAddresses::All => [any].into(),
-                NodePortAddresses::Only(ips) => ips.clone(),
-            },
-            changed: changed
-                .iter()
-                .map(|name| (name.clone(), health_check::<F>(state, name)))
-                .collect(),
-        }
-    }
-}
-
 /// Starts the task on the current runtime. It ends when all senders are gone.
-pub(crate) fn start(health: Health) -> UnboundedSender<Update> {
+pub(crate) fn start(health: Health) -> UnboundedSender<HealthChecks> {
     let (sender, receiver) = unbounded_channel();
     tokio::spawn(run(health, receiver));
     sender
 }
 
-async fn run(health: Health, mut updates: UnboundedReceiver<Update>) {
+async fn run(health: Health, mut updates: UnboundedReceiver<HealthChecks>) {
     let mut v4 = Ports::new(IpFamily::V4, health.clone());
     let mut v6 = Ports::new(IpFamily::V6, health);
     while let Some(update) = updates.recv().await {
@@ -113,7 +73,7 @@ impl Ports {
     }
 
     /// Makes everything as the update has it, and tries again what has failed before.
-    async fn apply(&mut self, update: Update) {
+    async fn apply(&mut self, update: HealthChecks) {
         let mut may_be_nowhere = self.addresses != update.addresses;
         self.addresses = update.addresses;
         // All ports that are given up come first, as another Service may have one of them now.
@@ -277,61 +237,31 @@ struct Answer {
     health: Health,
 }
 
-/// The body of an answer. It is that of kube-proxy to the byte, as somebody may read it.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Body<'a> {
-    service: BodyService<'a>,
-    local_endpoints: usize,
-    service_proxy_healthy: bool,
-}
-
-#[derive(Serialize)]
-struct BodyService<'a> {
-    namespace: &'a str,
-    name: &'a str,
-}
-
 impl Answer {
     fn set_n_local_endpoints(&self, n: usize) {
         self.n_local_endpoints.store(n, Ordering::Relaxed);
     }
 
     fn response(&self) -> Response<String> {
-        let n_local_endpoints = self.n_local_endpoints.load(Ordering::Relaxed);
-        let is_healthy = self.health.is_healthy();
-        let mut response = Response::new(self.body(n_local_endpoints, is_healthy));
-        if n_local_endpoints == 0 || !is_healthy {
-            *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        }
-        response.headers_mut().extend([
-            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-            (ENDPOINT_WEIGHT, n_local_endpoints.into()),
-        ]);
-        response
-    }
-
-    fn body(&self, local_endpoints: usize, service_proxy_healthy: bool) -> String {
-        let (namespace, name) = self.service.parts();
-        let body = Body {
-            service: BodyService { namespace, name },
-            local_endpoints,
-            service_proxy_healthy,
+        let answer = HealthCheckAnswer {
+            service: &self.service,
+            local_endpoints: self.n_local_endpoints.load(Ordering::Relaxed),
+            is_healthy: self.health.is_healthy(Instant::now().into_std()),
         };
-        let mut text = Vec::new();
-        let formatter = PrettyFormatter::with_indent(b"\t");
-        body.serialize(&mut serde_json::Serializer::with_formatter(
-            &mut text, formatter,
-        ))
-        .expect("plain fields can be written to memory");
-        String::from_utf8(text).expect("JSON is UTF-8")
+        let mut response = Response::builder().status(answer.status());
+        for (name, value) in answer.headers() {
+            response = response.header(name, value);
+        }
+        response
+            .body(answer.body())
+            .expect("status and headers are those of a valid answer")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
+    use std::net::Ipv4Addr;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::advance;
@@ -365,7 +295,7 @@ mod tests {
         /// Applies an update with these Services of namespace `ns`.
         async fn update(&mut self, addresses: &[IpAddr], changed: &[(&str, Option<HealthCheck>)]) {
             let changed = changed.iter();
-            self.apply(Update {
+            self.apply(HealthChecks {
                 family: self.family,
                 addresses: addresses.iter().copied().collect(),
                 changed: changed
@@ -461,14 +391,15 @@ mod tests {
         let check = |n: usize, status: u16, is_healthy: bool| {
             let response = answer(n).response();
             assert_eq!(response.status().as_u16(), status);
-            assert_eq!(response.headers()[ENDPOINT_WEIGHT], n.to_string());
+            let weight = &response.headers()["x-load-balancing-endpoint-weight"];
+            assert_eq!(weight, &n.to_string());
             let body: serde_json::Value = serde_json::from_str(response.body()).unwrap();
             assert_eq!(body["localEndpoints"], n);
             assert_eq!(body["serviceProxyHealthy"], is_healthy);
         };
         check(1, 200, true);
         check(0, 503, true);
-        health.changed(IpFamily::V6);
+        health.changed(IpFamily::V6, Instant::now().into_std());
         advance(2 * SYNC_PERIOD).await;
         check(1, 503, false);
         check(0, 503, false);

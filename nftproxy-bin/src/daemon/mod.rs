@@ -2,10 +2,9 @@
 //!
 //! It may use `config`, the events of `source` and the library. Entry point: [`run_loop`].
 
-pub(crate) mod flows;
-pub(crate) mod health;
 pub(crate) mod health_check_node_port;
 pub(crate) mod logging;
 pub(crate) mod node;
 pub(crate) mod platform;
+pub(crate) mod report;
 pub(crate) mod run_loop;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::apply::netlink::{Netlink, kernel_version};
+use nftproxy_core::engine::Kernels;
 use nftproxy_core::model::{V4, V6};
 
 /// The oldest kernel with all that the rules need, as kube-proxy's nftables mode has it.
@@ -11,35 +13,27 @@ const OLDEST_KERNEL: (u32, u32) = (5, 13);
 /// Skips the check of the kernel's version, for kernels with backports.
 const SKIP_KERNEL_CHECK: &str = "KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK";
 
-/// A connection to the kernel per family.
-#[derive(Debug)]
-pub(crate) struct Kernels {
-    pub(crate) v4: Netlink,
-    /// `None` on a host without IPv6.
-    pub(crate) v6: Option<Netlink>,
-}
-
-/// Checks the kernel and opens connections to it.
-pub(crate) fn open_kernel() -> anyhow::Result<Kernels> {
+/// Checks the kernel and opens connections to it, one for each family that the host has. Flows are
+/// forgotten elsewhere.
+pub(crate) fn open_kernel() -> anyhow::Result<Kernels<Netlink, Netlink, Conntrack>> {
     let release = nix::sys::utsname::uname().context("asking for the kernel's version")?;
     let release = release.release().to_string_lossy().into_owned();
     let is_skipped = std::env::var_os(SKIP_KERNEL_CHECK).is_some_and(|value| !value.is_empty());
     if !is_skipped {
         check_version(&release)?;
     }
-    let mut kernels = Kernels {
-        v4: Netlink::open()?,
-        v6: has_ipv6().then(Netlink::open).transpose()?,
-    };
+    let mut v4 = Netlink::open()?;
+    let mut v6 = has_ipv6().then(Netlink::open).transpose()?;
     // To ask needs the same permission as to change.
-    kernels
-        .v4
-        .check::<V4>()
-        .context("listing table ip nftproxy")?;
-    if let Some(v6) = &mut kernels.v6 {
+    v4.check::<V4>().context("listing table ip nftproxy")?;
+    if let Some(v6) = &mut v6 {
         v6.check::<V6>().context("listing table ip6 nftproxy")?;
     }
-    Ok(kernels)
+    Ok(Kernels {
+        v4: Some(v4),
+        v6,
+        flows: None,
+    })
 }
 
 fn check_version(release: &str) -> anyhow::Result<()> {

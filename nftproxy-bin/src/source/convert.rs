@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::ResourceExt;
+use nftproxy_core::engine;
 use nftproxy_core::k8s::{self, Problem};
 use nftproxy_core::model::{ServiceName, SliceName};
 use tracing::warn;
@@ -56,18 +57,18 @@ impl Convert<core::Service> for Services {
                 if !self.allow_external_ips {
                     service.external_ips = Box::default();
                 }
-                Event::ServiceApplied(service)
+                engine::Event::ServiceApplied(service).into()
             }
-            None => Event::ServiceDeleted(k8s::service_name(object)),
+            None => engine::Event::ServiceDeleted(k8s::service_name(object)).into(),
         }
     }
 
     fn deleted(&self, name: Self::Name) -> Event {
-        Event::ServiceDeleted(name)
+        engine::Event::ServiceDeleted(name).into()
     }
 
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
-        Event::ServicesListed(names)
+        engine::Event::ServicesListed(names).into()
     }
 }
 
@@ -86,17 +87,17 @@ impl Convert<EndpointSlice> for Slices {
 
     fn applied(&self, object: &EndpointSlice, problems: &mut Vec<Problem>) -> Event {
         match k8s::endpoint_slice(object, &self.node_name, problems) {
-            Some(slice) => Event::SliceApplied(slice),
-            None => Event::SliceDeleted(k8s::slice_name(object)),
+            Some(slice) => engine::Event::SliceApplied(slice).into(),
+            None => engine::Event::SliceDeleted(k8s::slice_name(object)).into(),
         }
     }
 
     fn deleted(&self, name: Self::Name) -> Event {
-        Event::SliceDeleted(name)
+        engine::Event::SliceDeleted(name).into()
     }
 
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
-        Event::SlicesListed(names)
+        engine::Event::SlicesListed(names).into()
     }
 }
 
@@ -111,15 +112,16 @@ impl Convert<ServiceCIDR> for ServiceCidrs {
     }
 
     fn applied(&self, object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Event {
-        Event::ServiceCidrApplied(object.name_any(), k8s::service_cidrs(object, problems))
+        engine::Event::ServiceCidrApplied(object.name_any(), k8s::service_cidrs(object, problems))
+            .into()
     }
 
     fn deleted(&self, name: String) -> Event {
-        Event::ServiceCidrDeleted(name)
+        engine::Event::ServiceCidrDeleted(name).into()
     }
 
     fn listed(&self, names: BTreeSet<String>) -> Event {
-        Event::ServiceCidrsListed(names)
+        engine::Event::ServiceCidrsListed(names).into()
     }
 }
 
@@ -168,7 +170,7 @@ mod tests {
         .unwrap();
         for (allow_external_ips, expected) in [(true, 1), (false, 0)] {
             let event = applied(&Services { allow_external_ips }, &object);
-            let Event::ServiceApplied(service) = event else {
+            let Event::Cluster(engine::Event::ServiceApplied(service)) = event else {
                 panic!("{event:?}")
             };
             assert_eq!(service.external_ips.len(), expected);

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::Event;
 use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
 use super::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
+use nftproxy_core::engine;
 use nftproxy_core::model::{ServiceName, SliceName};
 
 /// Turns what a source says into events, for the node of this name.
@@ -80,8 +81,8 @@ pub(crate) async fn follow(
             .collect();
         if std::mem::take(&mut is_first) {
             let (services, slices) = names(&batch);
-            batch.push(Event::ServicesListed(services));
-            batch.push(Event::SlicesListed(slices));
+            batch.push(engine::Event::ServicesListed(services).into());
+            batch.push(engine::Event::SlicesListed(slices).into());
         }
         for event in batch {
             if events.send(event).await.is_err() {
@@ -101,8 +102,12 @@ fn names(events: &[Event]) -> (BTreeSet<ServiceName>, BTreeSet<SliceName>) {
     let mut slices = BTreeSet::new();
     for event in events {
         match event {
-            Event::ServiceApplied(service) => drop(services.insert(service.name.clone())),
-            Event::SliceApplied(slice) => drop(slices.insert(slice.name.clone())),
+            Event::Cluster(engine::Event::ServiceApplied(service)) => {
+                services.insert(service.name.clone());
+            }
+            Event::Cluster(engine::Event::SliceApplied(slice)) => {
+                slices.insert(slice.name.clone());
+            }
             _ => {}
         }
     }

@@ -38,6 +38,9 @@ pub enum Event {
     ServiceCidrsListed(BTreeSet<String>),
     /// This node is known, or has changed.
     NodeChanged(Node),
+    /// This is what is known of this node so far; more is to come, and may be waited for
+    /// ([`Options::node_patience`](super::Options::node_patience)).
+    NodeGuessed(Node),
     /// The addresses on this host's interfaces are these. It matters to UDP flows only, where all
     /// local addresses accept NodePorts.
     LocalAddressesChanged(Vec<IpAddr>),

@@ -40,13 +40,13 @@ impl Health {
         }
     }
 
-    /// There is something to sync in a family. If there was before, it goes on waiting.
-    pub(super) fn changed(&self, family: IpFamily, now: Instant) {
+    /// There is something to sync in a family; an engine says so itself. If there was before, it goes on waiting.
+    pub fn changed(&self, family: IpFamily, now: Instant) {
         self.waiting().of(family).get_or_insert(now);
     }
 
-    /// A family is in step with everything said to have changed.
-    pub(super) fn synced(&self, family: IpFamily) {
+    /// A family is in step with everything said to have changed; an engine says so itself.
+    pub fn synced(&self, family: IpFamily) {
         *self.waiting().of(family) = None;
     }
 

@@ -230,6 +230,11 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
                 self.node = node;
                 return !std::mem::replace(&mut self.is_node_known, true) || is_news;
             }
+            Event::NodeGuessed(node) => {
+                let is_news = self.node != node;
+                self.node = node;
+                return is_news;
+            }
             Event::LocalAddressesChanged(addresses) => self.local_addresses = addresses,
             Event::FilterChanged(None) => self.state.refilter(),
             Event::FilterChanged(Some(names)) => {
