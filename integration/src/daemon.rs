@@ -19,8 +19,18 @@ use crate::netns::Namespace;
 ///
 /// Fails if it cannot be built.
 pub fn binary() -> Result<PathBuf> {
-    static BINARY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let built = BINARY.get_or_init(|| build().map_err(|error| format!("{error:#}")));
+    Ok(built()?.join("nftproxy"))
+}
+
+/// The folder that built programs are in, with the binary, and in tests the library's examples in
+/// `examples/`.
+///
+/// # Errors
+///
+/// Fails if they cannot be built.
+pub(crate) fn built() -> Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     built.clone().map_err(anyhow::Error::msg)
 }
 
@@ -43,7 +53,7 @@ fn build() -> Result<PathBuf> {
     // With other features than those of `cargo test --workspace`, all dependencies would be built
     // once more.
     if this.parent().is_some_and(|folder| folder.ends_with("deps")) {
-        cargo.args(["--workspace", "--bins", "--tests"]);
+        cargo.args(["--workspace", "--bins", "--tests", "--examples"]);
     } else {
         cargo.args(["--package", "nftproxy-bin"]);
     }
@@ -55,7 +65,7 @@ fn build() -> Result<PathBuf> {
     cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let status = cargo.status().context("running cargo to build nftproxy")?;
     anyhow::ensure!(status.success(), "cargo could not build nftproxy");
-    Ok(profile.join("nftproxy"))
+    Ok(profile.to_owned())
 }
 
 /// A running nftproxy; killed when dropped.

@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod daemon;
+pub mod example;
 pub mod fixtures;
 pub mod lab;
 pub mod manifest;

@@ -47,6 +47,39 @@ pub struct EndpointSlice {
     pub endpoints: SliceEndpoints,
 }
 
+impl EndpointSlice {
+    /// The only slice of a Service in a family, named after both.
+    ///
+    /// ```
+    /// # use nftproxy_core::model::{Endpoint, EndpointSlice, Protocol, ServiceName, SlicePort, V4};
+    /// let endpoints = [[10, 244, 1, 11], [10, 244, 2, 11]];
+    /// let slice = EndpointSlice::of(
+    ///     &ServiceName::new("shop", "api"),
+    ///     [SlicePort::new(Protocol::Tcp, 8080.try_into()?)],
+    ///     endpoints.map(|at| Endpoint::<V4>::ready(at.into())).into_iter().collect(),
+    /// );
+    /// assert_eq!(slice.name.as_str(), "shop/api-ipv4");
+    /// # Ok::<(), std::num::TryFromIntError>(())
+    /// ```
+    pub fn of(
+        service: &ServiceName,
+        ports: impl Into<Box<[SlicePort]>>,
+        endpoints: SliceEndpoints,
+    ) -> Self {
+        let family = match endpoints {
+            SliceEndpoints::V4(_) => "ipv4",
+            SliceEndpoints::V6(_) => "ipv6",
+        };
+        let (namespace, name) = service.parts();
+        Self {
+            name: SliceName::new(namespace, &format!("{name}-{family}")),
+            service: service.clone(),
+            ports: ports.into(),
+            endpoints,
+        }
+    }
+}
+
 /// The endpoints of a slice; a slice has one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SliceEndpoints {
@@ -54,6 +87,18 @@ pub enum SliceEndpoints {
     V4(Box<[Endpoint<V4>]>),
     /// `addressType: IPv6`
     V6(Box<[Endpoint<V6>]>),
+}
+
+impl FromIterator<Endpoint<V4>> for SliceEndpoints {
+    fn from_iter<I: IntoIterator<Item = Endpoint<V4>>>(endpoints: I) -> Self {
+        Self::V4(endpoints.into_iter().collect())
+    }
+}
+
+impl FromIterator<Endpoint<V6>> for SliceEndpoints {
+    fn from_iter<I: IntoIterator<Item = Endpoint<V6>>>(endpoints: I) -> Self {
+        Self::V6(endpoints.into_iter().collect())
+    }
 }
 
 impl SliceEndpoints {
@@ -77,6 +122,17 @@ pub struct SlicePort {
     pub port: NonZeroU16,
 }
 
+impl SlicePort {
+    /// A port for the unnamed port of a Service.
+    pub fn new(protocol: Protocol, port: NonZeroU16) -> Self {
+        Self {
+            name: Box::default(),
+            protocol,
+            port,
+        }
+    }
+}
+
 /// One entry of a slice's `endpoints`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint<F: Family> {
@@ -92,6 +148,20 @@ pub struct Endpoint<F: Family> {
     pub locality: Locality,
     /// `hints`, shared between endpoints that have the same; `None` without any.
     pub hints: Option<Arc<Hints>>,
+}
+
+impl<F: Family> Endpoint<F> {
+    /// An endpoint that is ready, and of which nothing else is known.
+    pub fn ready(address: F::Address) -> Self {
+        Self {
+            address,
+            ready: true,
+            serving: true,
+            terminating: false,
+            locality: Locality::Unknown,
+            hints: None,
+        }
+    }
 }
 
 /// Where an endpoint is, seen from this node.

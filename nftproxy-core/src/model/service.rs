@@ -220,6 +220,32 @@ impl Service {
         }
     }
 
+    /// A Service with these ports at a ClusterIP, and all else as Kubernetes would have it by
+    /// default.
+    ///
+    /// ```
+    /// # use nftproxy_core::model::{Protocol, Service, ServiceName, ServicePort};
+    /// let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
+    /// let service = Service::at(
+    ///     ServiceName::new("shop", "api"),
+    ///     [10, 96, 0, 20].into(),
+    ///     [port],
+    /// );
+    /// # assert_eq!(service.cluster_ips.v4, Some([10, 96, 0, 20].into()));
+    /// # Ok::<(), std::num::TryFromIntError>(())
+    /// ```
+    pub fn at(name: ServiceName, cluster_ip: IpAddr, ports: impl Into<Box<[ServicePort]>>) -> Self {
+        let (v4, v6) = match cluster_ip {
+            IpAddr::V4(ip) => (Some(ip), None),
+            IpAddr::V6(ip) => (None, Some(ip)),
+        };
+        Self {
+            cluster_ips: ClusterIps { v4, v6 },
+            ports: ports.into(),
+            ..Self::new(name)
+        }
+    }
+
     /// A label that was asked to be kept.
     pub fn label(&self, key: &str) -> Option<&str> {
         Some(self.kept.as_ref()?.labels.get(key)?)
@@ -251,4 +277,16 @@ pub struct ServicePort {
     pub port: NonZeroU16,
     /// `nodePort`.
     pub node_port: Option<NonZeroU16>,
+}
+
+impl ServicePort {
+    /// An unnamed port without a nodePort.
+    pub fn new(protocol: Protocol, port: NonZeroU16) -> Self {
+        Self {
+            name: Box::default(),
+            protocol,
+            port,
+            node_port: None,
+        }
+    }
 }
