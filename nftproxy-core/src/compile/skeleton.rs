@@ -143,15 +143,23 @@ const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 fn remember<F: Family>(node: &Node) -> Vec<Rule> {
     let of =
         |set| PROTOCOLS.map(|protocol| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]));
+    let mut rules = Vec::from(of(SetName::Sticky));
+    rules.push(not_to_node_port::<F>(node));
+    rules.extend(of(SetName::StickyNodePorts));
+    rules
+}
+
+/// Leaves out what was not sent to a NodePort in the first place.
+///
+/// ```nft
+/// ct original ip daddr != @node-port-ips return
+/// ```
+fn not_to_node_port<F: Family>(node: &Node) -> Rule {
     let elsewhere = match node.node_port_addresses::<F>() {
         NodePortAddresses::Only(_) => Statement::OriginalNotIn(SetName::NodePortIps),
         NodePortAddresses::All => Statement::OriginalIn(SetName::ClusterIps),
     };
-    let leave = Rule::new::<F>([elsewhere, Statement::Verdict(Verdict::Return)]);
-    let mut rules = Vec::from(of(SetName::Sticky));
-    rules.push(leave);
-    rules.extend(of(SetName::StickyNodePorts));
-    rules
+    Rule::new::<F>([elsewhere, Statement::Verdict(Verdict::Return)])
 }
 
 /// ```nft
@@ -231,7 +239,6 @@ fn cluster_policy<F: Family>(mark: Option<u32>, picks: SetName) -> Vec<Rule> {
 /// ```nft
 /// chain masquerading
 /// ip saddr != 10.244.0.0/16 ct original ip daddr @cluster-ips masquerade fully-random
-/// ct original ip daddr @cluster-ips return
 /// meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @masqueraded
 /// ct original ip daddr != @node-port-ips return
 /// meta l4proto tcp meta l4proto . ct original proto-dst vmap @masqueraded-node-ports
@@ -246,7 +253,6 @@ fn masquerade<F: Family>(
     node: &Node,
 ) -> impl Iterator<Item = (ChainName, Vec<Rule>)> {
     let to_cluster_ip = || Statement::OriginalIn(SetName::ClusterIps);
-    let verdict = |statement, verdict| Rule::new::<F>([statement, Statement::Verdict(verdict)]);
     let of =
         |set| PROTOCOLS.map(|protocol| Rule::new::<F>([Statement::VmapOriginal(set, protocol)]));
     let mut by_destination: Vec<_> = outsiders(detector, node)
@@ -259,12 +265,8 @@ fn masquerade<F: Family>(
             )
         })
         .collect();
-    by_destination.push(verdict(to_cluster_ip(), Verdict::Return));
     by_destination.extend(of(SetName::Masqueraded));
-    if let NodePortAddresses::Only(_) = node.node_port_addresses::<F>() {
-        let elsewhere = Statement::OriginalNotIn(SetName::NodePortIps);
-        by_destination.push(verdict(elsewhere, Verdict::Return));
-    }
+    by_destination.push(not_to_node_port::<F>(node));
     by_destination.extend(of(SetName::MasqueradedNodePorts));
 
     let mut own_processes: Vec<_> = pod(detector)

@@ -271,13 +271,16 @@ pub(crate) fn node() -> impl Strategy<Value = Node> {
         DetectLocal::InterfaceNamePrefix("veth".into()),
     ];
     let ips = subsequence(&[NODE_IP, OTHER_NODE_IP][..], 0..=1);
-    (zone, ips, addresses, any::<Index>(), any::<bool>()).prop_map(
-        move |(zone, ips, addresses, detector, masquerade_all)| {
+    let mark = option::weighted(0.7, Just(1 << 14));
+    let all = any::<bool>();
+    (zone, ips, addresses, any::<Index>(), all, mark).prop_map(
+        move |(zone, ips, addresses, detector, masquerade_all, masquerade_mark)| {
             let mut node = Node {
                 zone: zone.map(Into::into),
                 ips: ips.into_iter().flat_map(both).collect(),
                 detect_local: detector.get(&detectors).clone(),
                 masquerade_all,
+                masquerade_mark,
                 ..mk_node()
             };
             if let Some(addresses) = addresses {

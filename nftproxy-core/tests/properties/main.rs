@@ -90,8 +90,8 @@ fn assert_same<F: Family>(actual: &FamilyRuleset<F>, desired: &FamilyRuleset<F>)
     );
 }
 
-/// The desired ruleset with the chains of affinity that the actual one has left over, for the next
-/// Service that wants them.
+/// The desired ruleset with the chains that the actual one has left over: those of affinity, for
+/// the next Service that wants them, and those of a node without a mark.
 fn with_leftovers<F: Family>(
     desired: &FamilyRuleset<F>,
     actual: &FamilyRuleset<F>,
@@ -112,15 +112,30 @@ fn with_leftovers<F: Family>(
             .skeleton
             .chains
             .iter()
-            .filter(|(chain, _)| is_spare(**chain));
+            .filter(|(chain, _)| is_spare(**chain) && !is_for_want_of_a_mark(**chain));
         chains.extend(left.map(|(chain, rules)| (*chain, rules.clone())));
+    }
+    for (chain, rules) in &actual.skeleton.chains {
+        if is_for_want_of_a_mark(*chain) {
+            chains.entry(*chain).or_insert_with(|| rules.clone());
+        }
     }
     desired
 }
 
 /// Whether a chain may be there though nothing leads to it.
 fn is_spare(chain: ChainName) -> bool {
-    matches!(chain, ChainName::Remember | ChainName::RememberFor(_))
+    matches!(chain, ChainName::Remember | ChainName::RememberFor(_)) || is_for_want_of_a_mark(chain)
+}
+
+/// Whether a chain is one of those that take the place of a mark.
+fn is_for_want_of_a_mark(chain: ChainName) -> bool {
+    matches!(
+        chain,
+        ChainName::Masquerading
+            | ChainName::MasqueradeExternal
+            | ChainName::MasqueradeExternalLocal
+    )
 }
 
 /// For how long something may be remembered.
@@ -275,7 +290,8 @@ fn check_diff<F: Family>(from: &FamilyRuleset<F>, to: &FamilyRuleset<F>) {
     let mut actual = kernel.ruleset().unwrap();
     assert!(actual.picks.is_superset(&to.picks));
     actual.picks.clone_from(&to.picks);
-    // Chains that remember nothing any more are left as well.
+    // Other chains and maps that nothing uses any more are left as well.
+    actual.skeleton.sets.clone_from(&to.skeleton.sets);
     actual
         .skeleton
         .chains

@@ -54,6 +54,8 @@ pub(crate) fn outcomes<F: Twin>(
     let marked = to_cluster_ip && (node.masquerade_all || (has_detector && sender != Sender::Pod));
 
     let Some((kind, service, port)) = addressee(state, node, packet) else {
+        // Without a mark, what nobody translated is not masqueraded.
+        let marked = marked && node.masquerade_mark.is_some();
         return [hygiene(state, packet, to_cluster_ip, marked)].into();
     };
     if !is_allowed(node, service, kind, packet) {
