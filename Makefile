@@ -42,10 +42,11 @@ check: setup ## formatting, lints, docs, dependencies
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 	$(CARGO) check --package nftproxy-core --no-default-features
+	$(CARGO) package --package nftproxy-core --allow-dirty --quiet
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed; dependencies are not checked"; fi
 
 bless: setup ## write the goldens anew; read the difference before committing it
 	BLESS=1 $(CARGO) test --package nftproxy-core --test golden
-	BLESS=1 $(CARGO) test --package integration --test docs
+	BLESS=1 $(CARGO) test --package integration --test docs --test public_api
 	BLESS=1 $(MAKE) --no-print-directory instructions

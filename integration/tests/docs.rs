@@ -37,6 +37,18 @@ fn documents(file: &str) -> Vec<Value> {
 
 /// The rulesets of the scenario, compiled without the binary.
 fn example() -> Compiled {
+    example_on(example_node())
+}
+
+fn example_node() -> Node {
+    Node {
+        detect_local: DetectLocal::Cidrs(vec![CLUSTER_CIDR.parse().unwrap()]),
+        node_port_addresses_v4: NodePortAddresses::Only([NODE_IP.parse().unwrap()].into()),
+        ..Node::default()
+    }
+}
+
+fn example_on(node: Node) -> Compiled {
     let mut state = State::default();
     let mut problems = Vec::new();
     for object in documents("docs/example.yaml") {
@@ -59,11 +71,6 @@ fn example() -> Compiled {
         }
     }
     assert_eq!(problems, []);
-    let node = Node {
-        detect_local: DetectLocal::Cidrs(vec![CLUSTER_CIDR.parse().unwrap()]),
-        node_port_addresses_v4: NodePortAddresses::Only([NODE_IP.parse().unwrap()].into()),
-        ..Node::default()
-    };
     compile(&state, &node)
 }
 
@@ -291,4 +298,55 @@ fn the_example_configuration_is_accepted() {
         String::from_utf8(output.stdout).unwrap(),
         render::ruleset(&example().v4)
     );
+}
+
+/// What a document shows of an example is the example.
+#[test]
+fn the_example_in_the_guide_to_embedding_is_the_one_that_is_run() {
+    let guide = read("docs/EMBEDDING.md");
+    let shown = guide.split("```rust example cni\n").nth(1).unwrap();
+    let shown = shown.split("```\n").next().unwrap();
+    assert_eq!(shown, read("nftproxy-core/examples/cni.rs"));
+    for example in fs::read_dir(path("nftproxy-core/examples")).unwrap() {
+        let name = example.unwrap().file_name().into_string().unwrap();
+        let name = name.trim_end_matches(".rs");
+        assert!(guide.contains(name), "{name} is not in the guide");
+    }
+}
+
+/// The listing without a mark, object by object; and nothing is missing of what it is about.
+#[test]
+fn the_listing_without_a_mark_is_the_one_of_the_example() {
+    let document = read("docs/RULESET.md");
+    let section = document.split("## Without a mark\n").nth(1).unwrap();
+    let shown = section.split("```text\n").nth(1).unwrap();
+    let shown = shown.split("```\n").next().unwrap();
+    let listing = render::listing(
+        &example_on(Node {
+            masquerade_mark: None,
+            ..example_node()
+        })
+        .v4,
+    );
+    let flat = |text: &str| -> Vec<String> {
+        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        words
+            .split("} ")
+            .map(|object| object.trim_end_matches(" }").to_owned())
+            .collect()
+    };
+    let listed = flat(&listing);
+    for object in flat(shown) {
+        assert!(listed.contains(&object), "{object}\nis not in\n{listing}");
+    }
+    assert!(!listing.contains("mark "), "{listing}");
+    for object in objects(&listing)
+        .keys()
+        .filter(|name| name.contains("masquerad"))
+    {
+        assert!(
+            shown.contains(&format!("{object} {{")),
+            "{object} is not shown"
+        );
+    }
 }

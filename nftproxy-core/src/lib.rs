@@ -1,29 +1,57 @@
-//! Kubernetes Services as one atomic nftables ruleset.
+//! Kubernetes Services as one atomic nftables ruleset: a node's service proxy, to embed.
 //!
 //! ```text
-//!  Kubernetes objects                                          kernel
-//!       │ k8s                                                   ▲  │
-//!       ▼                                                commit │  │ list
-//!  model::State ── compile ──▶ FamilyRuleset ── diff ──▶ Delta ─┘  ▼
-//!                                │        ▲                     Observed
-//!                        render, trace    └──────── sync ◀─────────┘
+//!  Kubernetes objects                      engine                          kernel
+//!       │ k8s            ┌───────────────────────────────────────────┐      ▲  │
+//!       ▼          Event │                    sync                   │commit│  │ list
+//!  model::… ────────────▶│ State ── compile ─▶ FamilyRuleset ─ diff ─┼─ Delta  ▼
+//!                        │                        │        ▲         │  Observed
+//!  Outcome ◀─────────────│                  render, trace  └─────────┼─────────┘
+//!                        └───────────────────────────────────────────┘
 //! ```
 //!
-//! [`model`] holds what the cluster asks for, [`ruleset`] what the kernel is to hold, [`compile`]
-//! leads from one to the other, and [`diff`] finds the way from what is there to what should be.
-//! [`apply`] takes that way, in the kernel or in memory, and [`sync`] keeps at it change by
-//! change. [`render`] and [`trace`] read a ruleset: the one for people and for nft(8), the other
-//! to say what becomes of a packet.
+//! Start with [`engine::Engine`], which is the whole proxy, driven by its owner, or with
+//! [`driver::Driver`], which drives one on a thread:
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//!
+//! use nftproxy_core::driver::Driver;
+//! use nftproxy_core::engine::{Engine, Event, Options};
+//! # use nftproxy_core::model::{Endpoint, EndpointSlice, Protocol, Service, ServiceName, ServicePort, SlicePort, V4};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let name = ServiceName::new("shop", "api");
+//! let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
+//! let target = SlicePort::new(Protocol::Tcp, 8080.try_into()?);
+//! let endpoints = [Endpoint::<V4>::ready([10, 244, 1, 11].into())];
+//! let slice = EndpointSlice::of(&name, [target], endpoints.into_iter().collect());
+//! let service = Service::at(name, [10, 96, 0, 20].into(), [port]);
+//!
+//! let engine = Engine::open(Options::default(), Instant::now())?;
+//! let driver = Driver::start(engine, |outcome| eprintln!("{outcome:?}"))?;
+//! let handle = driver.handle();
+//! handle.send(Event::Replaced { services: vec![service], slices: vec![slice] })?;
+//! handle.wait_until_synced(Duration::from_secs(10))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The parts beneath can be used alone. [`model`] holds what the cluster asks for, [`ruleset`] what
+//! the kernel is to hold, [`compile`] leads from one to the other, and [`diff`] finds the way from
+//! what is there to what should be. [`apply`] takes that way, in the kernel or in memory, and
+//! [`sync`] keeps at it change by change for one family. [`render`] and [`trace`] read a ruleset:
+//! the one for people and for nft(8), the other to say what becomes of a packet.
 //!
 //! - Nothing in the kernel is named after a Service: Services and endpoints are elements of a
 //!   fixed handful of maps. Besides these there is one chain per number of endpoints in use.
-//! - Only [`apply::netlink`] touches the kernel. The clock is read by [`sync`] alone, to report
-//!   durations. Everything else is a function of its arguments: the same state gives the same
-//!   bytes.
+//! - Only [`apply::netlink`] touches the kernel, and only [`driver`] starts threads that last. The
+//!   clock is read by the latter, and by [`sync`] to report durations. Everything else is a function
+//!   of its arguments: the same state gives the same bytes.
 //! - A delta is complete: whoever applies it makes no decision of its own.
 //! - One bad object never stops a sync: it becomes a [`k8s::Problem`] or a [`compile::Note`].
 //!
-//! The whole way, with a kernel in memory:
+//! The whole way through the parts, with a kernel in memory:
 //!
 //! ```
 //! # #[cfg(not(feature = "k8s"))] fn main() {}
@@ -75,7 +103,7 @@
 //! # }
 //! ```
 //!
-//! [`apply::netlink::Netlink::open`] gives the real kernel; read [`sync::Syncer`] next.
+//! [`apply::netlink::Netlink::open`] gives the real kernel; read [`engine::Engine`] next.
 
 pub mod apply;
 pub mod compile;
