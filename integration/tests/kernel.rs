@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use integration::fixtures::recorded;
 use integration::netns::{Namespace, in_sandbox};
@@ -12,6 +13,7 @@ use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
+use nftproxy_core::engine::{Engine, Event, Families, Options, Outcome, Task};
 use nftproxy_core::model::{
     ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, NodePortAddresses,
     Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
@@ -246,6 +248,52 @@ fn another_table_in_another_namespace() {
         let observed = Kernel::<V4>::list(&mut netlink).unwrap().unwrap();
         assert_eq!(observed.foreign, Vec::<String>::new());
         assert_eq!(observed.ruleset, v4);
+    });
+}
+
+/// A whole engine in a namespace that its thread is not in: tables, flows and all.
+#[test]
+fn an_engine_works_in_another_namespace() {
+    in_sandbox(|| {
+        let (inside, outside) = (
+            Namespace::new("inside").unwrap(),
+            Namespace::new("outside").unwrap(),
+        );
+        let file = inside.run(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
+        let state = recorded("all.yaml");
+        outside.run(|| {
+            let options = Options {
+                namespace: Some(file.into()),
+                families: Families::V4,
+                ..Options::default()
+            };
+            let mut engine = Engine::open(options, Instant::now()).unwrap();
+            let slices = state
+                .services()
+                .flat_map(|service| state.slices(&service.name));
+            let everything = Event::Replaced {
+                services: state.services().cloned().collect(),
+                slices: slices.cloned().collect(),
+            };
+            engine.apply(everything, Instant::now());
+            while let Some(due) = engine.next(Instant::now()) {
+                if due.task == Task::Tidy {
+                    break;
+                }
+                for outcome in engine.perform(due.task, due.at) {
+                    if let Outcome::Failed { error, .. } | Outcome::FlowsFailed { error } = outcome
+                    {
+                        panic!("{error}");
+                    }
+                }
+            }
+            assert!(engine.has_synced());
+        });
+        let tables = ["nft", "list", "tables"];
+        assert_eq!(inside.exec(&tables).unwrap(), "table ip nftproxy\n");
+        assert_eq!(outside.exec(&tables).unwrap(), "");
+        let services = ["nft", "list", "map", "ip", "nftproxy", "services"];
+        assert!(inside.exec(&services).unwrap().contains("goto pick-"));
     });
 }
 

@@ -1,4 +1,5 @@
 //! A CNI that has Services in types of its own: `cni 10.96.0.1:80=10.244.1.11:8080,10.244.1.12:8080`
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 use std::error::Error;
 use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};

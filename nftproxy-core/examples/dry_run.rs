@@ -1,6 +1,7 @@
 //! What would change, without touching the kernel: compares the table that is there with the one
 //! that should be, and prints a script for nft(8) that would lead from one to the other.
 //! `dry_run 10.96.0.1:80=10.244.1.11:8080,10.244.1.12:8080`
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
 use std::net::SocketAddrV4;

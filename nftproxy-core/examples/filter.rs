@@ -1,6 +1,7 @@
 //! A network policy takes endpoints away: `filter 10.96.0.1:80=10.244.1.11:8080,10.244.1.12:8080`.
 //! Each line on standard input is an endpoint's address, forbidden if it was allowed and allowed if
 //! it was forbidden.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -1,6 +1,7 @@
 //! The engine driven by an event loop that is there already, here one of poll(2) over standard
 //! input. Each line is a change of one Service: `10.96.0.1:80 10.244.1.11:8080 10.244.1.12:8080`,
 //! or just its address to delete it.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
 use std::io::Read;

@@ -1,6 +1,7 @@
 //! Two proxies in one process and one network namespace, each with a table, Services and a mark (or
 //! none) of its own: `two_instances 10.96.0.1:80=10.244.1.11:8080 10.96.0.2:80=10.244.1.12:8080`.
 //! The first Service goes to the first proxy, and the second to the second one.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddrV4};

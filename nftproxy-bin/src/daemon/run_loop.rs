@@ -172,16 +172,18 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                         warn!(%family, "health-check node ports no longer follow changes");
                     }
                 }
-                Outcome::FlowsLeft(flows) => {
-                    if self.followers.flows.send(flows).is_err() {
-                        warn!("stale UDP flows are no longer deleted");
-                    }
-                }
+                Outcome::FlowsLeft(flows) => self.hand_over(flows),
                 Outcome::Failed { error, .. } if !error.is_retryable() => return Err(error),
                 _ => {}
             }
         }
         Ok(())
+    }
+
+    fn hand_over(&self, flows: Flows) {
+        if self.followers.flows.send(flows).is_err() {
+            warn!("stale UDP flows are no longer deleted");
+        }
     }
 }
 

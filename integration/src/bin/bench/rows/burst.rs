@@ -103,10 +103,7 @@ fn one_storm(running: &mut Running, events: Vec<Event>) -> Result<Storm> {
     let start = Instant::now();
     let source = thread::spawn(move || {
         // It ends early if the receiver is gone, which then says why.
-        events
-            .into_iter()
-            .try_for_each(|event| sender.send(event))
-            .ok()
+        events.into_iter().all(|event| sender.send(event).is_ok())
     });
     let mut costs = Vec::new();
     while let Ok(event) = receiver.recv() {
