@@ -9,14 +9,14 @@ use std::collections::BTreeSet;
 
 use common::{both, mk_endpoint, mk_node, mk_service, mk_slice, service_name, slice_name};
 use nftproxy_core::apply::fake::FakeKernel;
-use nftproxy_core::apply::{ApplyError, Committed, Kernel};
+use nftproxy_core::apply::{ApplyError, Committed, Kernel, Operation, Verb};
 use nftproxy_core::compile::compile;
 use nftproxy_core::diff::{Counts, Delta, Observed};
 use nftproxy_core::model::{
     EndpointSlice, Node, Service, ServiceName, SliceEndpoints, State, TrafficPolicy, V4,
 };
 use nftproxy_core::ruleset::element::{Element, Key};
-use nftproxy_core::ruleset::name::COMMENT_MAX_LEN;
+use nftproxy_core::ruleset::name::{COMMENT_MAX_LEN, SetName};
 use nftproxy_core::sync::Syncer;
 
 /// Services × endpoints of the one that changes; the others have three.
@@ -420,6 +420,43 @@ fn a_failed_listing_forgets_nothing() {
     let report = syncer.sync(&state, &node, &BTreeSet::new()).unwrap();
     // The ClusterIP, the refusal, and that no NodePort has the address.
     assert_eq!(report.counts, elements(0, 3));
+}
+
+/// What is refused beyond all patience is an error that says whose it is, in fields.
+#[test]
+fn a_refusal_names_the_service_port_and_the_element() {
+    let (mut state, node) = (State::default(), mk_node());
+    state.apply_service(web());
+    state.apply_slice(web_slice(0..30));
+    let desired = compile(&state, &node).v4;
+    let mut syncer = Syncer::new(FakeKernel::<V4>::default());
+    let slots = desired
+        .elements
+        .iter()
+        .filter(|element| matches!(element.key(), Key::Slot(..)));
+    let unacceptable = &mut syncer.kernel_mut().unacceptable;
+    unacceptable.extend(slots.map(Element::identity));
+    let dirty = state.take_dirty();
+    let error = syncer.sync(&state, &node, &dirty).unwrap_err();
+    let refusal = error.refusal().unwrap();
+    let port = refusal.service_port.as_ref().unwrap();
+    assert_eq!(port.service.parts(), ("default", "web"));
+    assert_eq!(port.namespace(), "default");
+    assert_eq!(refusal.errno(), 22);
+    let Operation::Element {
+        verb: Verb::Add,
+        set: SetName::Endpoints,
+        element,
+    } = &refusal.operation
+    else {
+        panic!("{refusal:?}")
+    };
+    assert!(element.starts_with("10.96."), "{element}");
+    let text = error.to_string();
+    assert!(
+        text.ends_with(&format!("for service port {port}")),
+        "{text}"
+    );
 }
 
 /// S-172: what the kernel refuses hurts nobody but its own Service, which is named.
