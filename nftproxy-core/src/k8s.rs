@@ -16,8 +16,9 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::{
-    ClusterIps, Endpoint, EndpointSlice, Family, Hints, Kept, Locality, NodeHint, Protocol,
-    Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, TrafficPolicy, V4, V6,
+    ClusterIps, Endpoint, EndpointSlice, Family, Hints, Kept, Locality, NodeHint, NodeInfo,
+    Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort,
+    TrafficPolicy, V4, V6,
 };
 
 /// Services with this label belong to another proxy.
@@ -470,6 +471,29 @@ pub fn service_cidrs(object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Vec<I
         range
     });
     ranges.collect()
+}
+
+/// What matters of a Node object.
+pub fn node_info(object: &core::Node) -> NodeInfo {
+    let status = object.status.as_ref();
+    let addresses = status.and_then(|status| status.addresses.as_deref());
+    let of_type = |wanted: &'static str| {
+        let addresses = addresses.unwrap_or_default().iter();
+        addresses
+            .filter(move |address| address.type_ == wanted)
+            .filter_map(|address| parse_ip(&address.address))
+    };
+    let spec = object.spec.as_ref();
+    let pod_cidrs = spec.and_then(|spec| spec.pod_cidrs.as_deref());
+    NodeInfo {
+        zone: label(&object.metadata, LABEL_ZONE).map(Into::into),
+        ips: of_type("InternalIP").chain(of_type("ExternalIP")).collect(),
+        pod_cidrs: pod_cidrs
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|cidr| parse_cidr(cidr))
+            .collect(),
+    }
 }
 
 fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {

@@ -45,9 +45,9 @@
 //!
 //! - Nothing in the kernel is named after a Service: Services and endpoints are elements of a
 //!   fixed handful of maps. Besides these there is one chain per number of endpoints in use.
-//! - Only [`apply::netlink`] touches the kernel, and only [`driver`] starts threads that last. The
-//!   clock is read by the latter, and by [`sync`] to report durations. Everything else is a function
-//!   of its arguments: the same state gives the same bytes.
+//! - Only [`apply::netlink`] touches the kernel, [`host`] reads from it, and only [`driver`] starts
+//!   threads that last. The clock is read by the latter, and by [`sync`] to report durations.
+//!   Everything else is a function of its arguments: the same state gives the same bytes.
 //! - A delta is complete: whoever applies it makes no decision of its own.
 //! - One bad object never stops a sync: it becomes a [`k8s::Problem`] or a [`compile::Note`].
 //!
@@ -110,6 +110,7 @@ pub mod compile;
 pub mod diff;
 pub mod driver;
 pub mod engine;
+pub mod host;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod model;

@@ -5,11 +5,11 @@ pub(crate) mod render;
 pub(crate) mod run;
 
 use anyhow::Context;
-use nftproxy_core::model::Node;
+use nftproxy_core::host;
+use nftproxy_core::model::{Node, NodeInfo};
 
 use crate::config::Settings;
 use crate::daemon::node::{self, NodeSettings};
-use crate::source::{NodeInfo, addresses};
 use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.
@@ -35,7 +35,7 @@ fn node_settings(settings: &Settings) -> NodeSettings {
 /// routing table suggests.
 fn node_info(flags: &NodeFlags) -> NodeInfo {
     let ips = if flags.ips.is_empty() {
-        addresses::guess_node_ips()
+        host::guess_node_ips()
     } else {
         flags.ips.clone()
     };

@@ -8,6 +8,7 @@ use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::driver::forget_in_background;
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Options, Pace};
+use nftproxy_core::host;
 use nftproxy_core::model::{V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -68,11 +69,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         };
         addresses::watch(sender).context("watching the addresses of this host")?;
 
-        let this_node = ThisNode::new(
-            super::node_settings(settings),
-            node_info,
-            addresses::interface_ips,
-        );
+        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
         let flows = Forgetter::new(Conntrack::open().context("opening connection tracking")?);
         let engine = Engine::<_, _, Conntrack>::new(
             kernels,

@@ -4,10 +4,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nftproxy_core::model::{self, IpFamily, NodePortAddresses};
+use nftproxy_core::model::{self, IpFamily, NodeInfo, NodePortAddresses};
 
 use crate::config;
-use crate::source::NodeInfo;
 
 /// The settings that decide what the node is to the rules.
 #[derive(Debug, Clone)]
@@ -42,42 +41,38 @@ pub(crate) fn node(
         node_port_addresses_v6: node_port_addresses(IpFamily::V6),
         ips: [IpFamily::V4, IpFamily::V6]
             .into_iter()
-            .filter_map(|family| info.ip(family, settings.bind_address))
+            .filter_map(|family| node_ip(settings, info, family))
             .collect(),
         masquerade_all: settings.masquerade_all,
         masquerade_mark: Some(1 << settings.masquerade_bit),
     }
 }
 
-/// A family for which no range is given accepts NodePorts at all addresses; otherwise those
-/// addresses count that are on an interface.
 fn node_port_addresses(
     settings: &NodeSettings,
     info: &NodeInfo,
     interface_ips: &[IpAddr],
     family: IpFamily,
 ) -> NodePortAddresses {
-    let ranges: Vec<IpNet> = match &settings.node_port_addresses {
+    let primary;
+    let ranges = match &settings.node_port_addresses {
         config::NodePortAddresses::Primary => {
-            let ip = info
-                .ip(family, settings.bind_address)
-                .filter(|ip| !ip.is_loopback());
-            ip.map(IpNet::from).into_iter().collect()
+            let ip = node_ip(settings, info, family).filter(|ip| !ip.is_loopback());
+            primary = ip.map(IpNet::from);
+            primary.as_slice()
         }
-        config::NodePortAddresses::Cidrs(cidrs) => cidrs
-            .iter()
-            .filter(|cidr| IpFamily::of(cidr.addr()) == family)
-            .copied()
-            .collect(),
+        config::NodePortAddresses::Cidrs(cidrs) => cidrs,
     };
-    if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
-        return NodePortAddresses::All;
+    NodePortAddresses::within(ranges, interface_ips, family)
+}
+
+/// The node's address in a family: a bind address of that family counts for it.
+fn node_ip(settings: &NodeSettings, info: &NodeInfo, family: IpFamily) -> Option<IpAddr> {
+    let bind_address = settings.bind_address;
+    if IpFamily::of(bind_address) == family && !bind_address.is_unspecified() {
+        return Some(bind_address);
     }
-    let accepted = interface_ips
-        .iter()
-        .filter(|ip| !ip.is_loopback() && ranges.iter().any(|range| range.contains(*ip)))
-        .copied();
-    NodePortAddresses::Only(accepted.collect())
+    info.ip(family)
 }
 
 #[cfg(test)]

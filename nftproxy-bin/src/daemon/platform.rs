@@ -1,11 +1,10 @@
 //! What the host must have, checked at start so that the message is clear.
 
-use std::path::Path;
-
 use anyhow::{Context, bail};
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::apply::netlink::{Netlink, kernel_version};
 use nftproxy_core::engine::Kernels;
+use nftproxy_core::host;
 use nftproxy_core::model::{V4, V6};
 
 /// The oldest kernel with all that the rules need, as kube-proxy's nftables mode has it.
@@ -23,7 +22,7 @@ pub(crate) fn open_kernel() -> anyhow::Result<Kernels<Netlink, Netlink, Conntrac
         check_version(&release)?;
     }
     let mut v4 = Netlink::open()?;
-    let mut v6 = has_ipv6().then(Netlink::open).transpose()?;
+    let mut v6 = host::has_ipv6().then(Netlink::open).transpose()?;
     // To ask needs the same permission as to change.
     v4.check::<V4>().context("listing table ip nftproxy")?;
     if let Some(v6) = &mut v6 {
@@ -48,13 +47,6 @@ fn check_version(release: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// Whether the host speaks IPv6 at all.
-fn has_ipv6() -> bool {
-    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    Path::new("/proc/net/if_inet6").exists()
-        && disabled.map_or(true, |disabled| disabled.trim() != "1")
 }
 
 #[cfg(test)]

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::engine::flows::{FlowTable, Flows};
 use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
-use nftproxy_core::model::{self, V4, V6};
+use nftproxy_core::model::{self, NodeInfo, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
 use tracing::{info, warn};
 
 use super::node::{self, NodeSettings};
 use super::report;
-use crate::source::{Event, NodeInfo};
+use crate::source::Event;
 
 /// How long to wait for the Node object, once all else is there.
 pub(crate) const NODE_PATIENCE: Duration = Duration::from_secs(30);

@@ -11,7 +11,7 @@ use nftproxy_core::k8s::{self, Problem};
 use nftproxy_core::model::{ServiceName, SliceName};
 use tracing::warn;
 
-use super::{Event, NodeInfo};
+use super::Event;
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {
@@ -136,7 +136,7 @@ impl Convert<core::Node> for Nodes {
     }
 
     fn applied(&self, object: &core::Node, _: &mut Vec<Problem>) -> Event {
-        Event::NodeApplied(NodeInfo::of(object))
+        Event::NodeApplied(k8s::node_info(object))
     }
 
     fn deleted(&self, _: String) -> Event {

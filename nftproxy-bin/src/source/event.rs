@@ -3,8 +3,7 @@
 //! Whoever watches something turns it into events; the daemon's loop is their only reader.
 
 use nftproxy_core::engine;
-
-use super::NodeInfo;
+use nftproxy_core::model::NodeInfo;
 
 /// Something that happened.
 #[derive(Debug)]

@@ -10,7 +10,5 @@ mod convert;
 mod event;
 pub(crate) mod files;
 pub(crate) mod manifests;
-mod node;
 
 pub(crate) use event::Event;
-pub(crate) use node::NodeInfo;

@@ -17,7 +17,7 @@ pub use endpoint::{
 };
 pub use family::{Family, IpFamily, V4, V6};
 pub use filter::{EndpointView, Filter};
-pub use node::{DetectLocal, Detector, Node, NodePortAddresses};
+pub use node::{DetectLocal, Detector, Node, NodeInfo, NodePortAddresses};
 pub use service::{
     ClusterIps, Kept, Protocol, Service, ServiceAddress, ServiceName, ServicePort, ServicePortName,
     TrafficPolicy,

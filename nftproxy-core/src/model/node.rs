@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::Family;
+use super::{Family, IpFamily};
 
 /// This node, as far as rules depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,25 @@ impl Node {
     }
 }
 
+/// What matters of a Node object. [`Node`] is made of it together with the operator's wishes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeInfo {
+    /// Label `topology.kubernetes.io/zone`.
+    pub zone: Option<String>,
+    /// `status.addresses`: internal ones in order, then external ones.
+    pub ips: Vec<IpAddr>,
+    /// `spec.podCIDRs`
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+impl NodeInfo {
+    /// The node's first address in a family.
+    pub fn ip(&self, family: IpFamily) -> Option<IpAddr> {
+        let mut ips = self.ips.iter().copied();
+        ips.find(|ip| IpFamily::of(*ip) == family)
+    }
+}
+
 /// `detectLocalMode` with what it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DetectLocal {
@@ -99,4 +118,37 @@ pub enum NodePortAddresses {
     All,
     /// Just these, which may be none.
     Only(BTreeSet<IpAddr>),
+}
+
+impl NodePortAddresses {
+    /// Those of this host's addresses that lie in one of a family's ranges, as the field
+    /// `nodePortAddresses` has it: without a range, or with the range of everything, all of them.
+    ///
+    /// ```
+    /// # use nftproxy_core::model::{IpFamily, NodePortAddresses};
+    /// let ranges = ["192.0.2.0/24".parse()?];
+    /// let addresses = [[127, 0, 0, 1].into(), [192, 0, 2, 10].into(), [10, 0, 0, 1].into()];
+    /// assert_eq!(
+    ///     NodePortAddresses::within(&ranges, &addresses, IpFamily::V4),
+    ///     NodePortAddresses::Only([[192, 0, 2, 10].into()].into())
+    /// );
+    /// assert_eq!(
+    ///     NodePortAddresses::within(&ranges, &addresses, IpFamily::V6),
+    ///     NodePortAddresses::All
+    /// );
+    /// # Ok::<(), ipnet::AddrParseError>(())
+    /// ```
+    pub fn within(ranges: &[IpNet], addresses: &[IpAddr], family: IpFamily) -> Self {
+        let ranges: Vec<_> = ranges
+            .iter()
+            .filter(|range| IpFamily::of(range.addr()) == family)
+            .collect();
+        if ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0) {
+            return Self::All;
+        }
+        let accepted = addresses
+            .iter()
+            .filter(|ip| !ip.is_loopback() && ranges.iter().any(|range| range.contains(*ip)));
+        Self::Only(accepted.copied().collect())
+    }
 }
