@@ -104,6 +104,29 @@ const MAX_DEPTH: usize = 16;
 
 /// Follows a packet. `is_local` tells which addresses are this host's.
 ///
+/// ```
+/// # use nftproxy_core::compile::compile;
+/// # use nftproxy_core::model::{Node, Protocol, Service, ServiceName, ServicePort, State, V4};
+/// # use nftproxy_core::trace::{Outcome, Packet, trace};
+/// # let name = ServiceName::new("shop", "api");
+/// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
+/// # let mut state = State::default();
+/// # state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));
+/// // A Service without endpoints.
+/// let ruleset = compile(&state, &Node::default()).v4;
+/// let packet = Packet::<V4> {
+///     source: [10, 244, 1, 11].into(),
+///     destination: [10, 96, 0, 20].into(),
+///     protocol: Protocol::Tcp.number(),
+///     destination_port: 80,
+///     input_interface: Some("veth1".into()),
+///     mark: 0,
+/// };
+/// let outcomes = trace(&ruleset, &packet, &|_| false)?;
+/// assert!(outcomes.keys().eq([&Outcome::Refuse { reset: true }]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 ///
 /// If the ruleset holds what [`TraceError`] names and the packet meets it.

@@ -32,6 +32,24 @@ pub enum ClaimKind {
 }
 
 /// All claims, with those that lost kept apart, as they are few.
+///
+/// ```
+/// # use nftproxy_core::compile::{Claims, claims_of};
+/// # use nftproxy_core::model::{Protocol, Service, ServiceName, ServicePort, V4};
+/// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
+/// # let at = |name| Service::at(ServiceName::new("shop", name), [10, 96, 0, 1].into(), [port.clone()]);
+/// let mut claims = Claims::<V4>::default();
+/// // Two Services at one address; both are as old, so the name decides.
+/// for service in [at("web"), at("api")] {
+///     for (destination, claim) in claims_of::<V4>(&service) {
+///         claims.add(destination, claim);
+///     }
+/// }
+/// let (destination, _) = &claims_of::<V4>(&at("web"))[0];
+/// let owner = claims.owner(destination).expect("there are two who want it");
+/// assert_eq!(owner.service.as_str(), "shop/api");
+/// # Ok::<(), std::num::TryFromIntError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Claims<F: Family> {
     owners: BTreeMap<Destination<F>, Claim>,

@@ -52,6 +52,22 @@ pub struct Compiled {
 }
 
 /// Compiles the whole state.
+///
+/// ```
+/// # use nftproxy_core::compile::compile;
+/// # use nftproxy_core::model::{Node, Protocol, Service, ServiceName, ServicePort, State};
+/// # use nftproxy_core::render;
+/// # let name = ServiceName::new("shop", "api");
+/// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
+/// let mut state = State::default();
+/// state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));
+/// let compiled = compile(&state, &Node::default());
+/// assert!(compiled.notes.is_empty());
+/// // It has no endpoints.
+/// let script = render::ruleset(&compiled.v4);
+/// assert!(script.contains("10.96.0.20 . tcp . 80 comment \"shop/api\" : goto refuse"));
+/// # Ok::<(), std::num::TryFromIntError>(())
+/// ```
 pub fn compile(state: &State, node: &Node) -> Compiled {
     let all: BTreeSet<_> = state
         .services()

@@ -96,6 +96,25 @@ impl FlowTable for Conntrack {
 }
 
 /// Forgets flows; see the [module](self).
+///
+/// ```no_run
+/// use std::time::Instant;
+///
+/// use nftproxy_core::apply::netlink::conntrack::Conntrack;
+/// use nftproxy_core::engine::flows::Forgetter;
+/// # use nftproxy_core::engine::flows::Flows;
+///
+/// # fn example(flows: Flows) -> Result<(), nftproxy_core::apply::ApplyError> {
+/// let mut forgetter = Forgetter::new(Conntrack::open()?);
+/// // What an `Outcome::FlowsLeft` has.
+/// forgetter.add(flows, Instant::now());
+/// while let Some(at) = forgetter.next() {
+///     std::thread::sleep(at.saturating_duration_since(Instant::now()));
+///     println!("{} flows forgotten", forgetter.perform(Instant::now())?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Forgetter<T = Conntrack> {
     table: T,

@@ -280,14 +280,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     pub fn next(&self, now: Instant) -> Option<Due> {
         let flows_at = self.forgetter.as_ref().and_then(Forgetter::next);
         let flows = flows_at.map(|at| (at, Task::ForgetFlows));
-        let first = [self.schedule.next(self.ready_at()), flows]
-            .into_iter()
-            .flatten()
-            .min_by_key(|(at, _)| *at);
-        first.map(|(at, task)| Due {
+        let tasks = [self.schedule.next(self.ready_at()), flows];
+        // Of two that are due by now the first comes first: no sync waits for flows.
+        let due = tasks.into_iter().flatten().map(|(at, task)| Due {
             task,
             at: at.max(now),
-        })
+        });
+        due.min_by_key(|due| due.at)
     }
 
     /// Does a task, due or not, and returns what came of it, in order.

@@ -24,8 +24,8 @@ pub enum Outcome {
         /// Whether the attempt before had failed.
         is_recovery: bool,
     },
-    /// A family's table could not be changed, and is as it was. It is tried again, unless
-    /// [`ApplyError::is_retryable`] says that this cannot help.
+    /// A family's table could not be changed, and is as it was. It is tried again after the sync
+    /// period; [`ApplyError::is_retryable`] says whether that can help.
     Failed {
         /// The family.
         family: IpFamily,
