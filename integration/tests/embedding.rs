@@ -6,11 +6,18 @@
 )]
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use integration::example::Example;
-use integration::lab::{Lab, POD_GATEWAY, PODS};
+use integration::lab::{CLIENT, Lab, POD_GATEWAY, PODS};
 use integration::netns::{Namespace, in_sandbox};
 use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe, probe_many};
+use nftproxy_core::driver::Driver;
+use nftproxy_core::engine::{Engine, Event, Families, Options};
+use nftproxy_core::model::{
+    self, DetectLocal, Endpoint, EndpointSlice, Locality, Node, Service, ServiceName, ServicePort,
+    SlicePort, TrafficPolicy, V4,
+};
 
 const READY: &str = "in the kernel";
 
@@ -192,5 +199,77 @@ fn a_dry_run_changes_nothing() {
             after.contains("10.244.1.13") && !after.contains("10.244.1.12"),
             "{after}"
         );
+    });
+}
+
+/// Without a mark, and with pods told by their interface: what is masqueraded is what a mark would
+/// have asked for, for each kind of destination and source.
+#[test]
+fn without_a_mark_the_same_is_masqueraded() {
+    in_sandbox(|| {
+        let (lab, _servers) = lab_with_servers();
+        let options = Options {
+            families: Families::V4,
+            node: Node {
+                detect_local: DetectLocal::InterfaceNamePrefix("pod".into()),
+                masquerade_mark: None,
+                ..Node::default()
+            },
+            ..Options::default()
+        };
+        let number = |number: u16| number.try_into().unwrap();
+        let service = |name: &str, host: u8, policy| {
+            let name = ServiceName::new("shop", name);
+            let port = ServicePort {
+                node_port: Some(number(30000 + u16::from(host))),
+                ..ServicePort::new(model::Protocol::Tcp, number(80))
+            };
+            let endpoint = Endpoint {
+                locality: Locality::Local,
+                ..Endpoint::<V4>::ready(PODS[0].v4)
+            };
+            let target = SlicePort::new(model::Protocol::Tcp, number(8080));
+            let slice = EndpointSlice::of(&name, [target], [endpoint].into_iter().collect());
+            let mut service = Service::at(name, [10, 96, 0, host].into(), [port]);
+            service.load_balancer_ips = [IpAddr::from([203, 0, 113, host])].into();
+            service.external_traffic_policy = policy;
+            (service, slice)
+        };
+        let both = [
+            service("cluster", 1, TrafficPolicy::Cluster),
+            service("local", 2, TrafficPolicy::Local),
+        ];
+        let (services, slices) = both.into_iter().unzip();
+        let engine = lab
+            .node
+            .run(|| Engine::open(options, Instant::now()))
+            .unwrap();
+        let driver = Driver::start(engine, |_| {}).unwrap();
+        let handle = driver.handle();
+        handle.send(Event::Replaced { services, slices }).unwrap();
+        handle.wait_until_synced(Duration::from_secs(10)).unwrap();
+
+        let node: IpAddr = POD_GATEWAY.v4.into();
+        let (pod3, client) = (IpAddr::from(PODS[2].v4), IpAddr::from(CLIENT.v4));
+        let sources = [&lab.pods[2], &lab.node, &lab.client];
+        for (to, expected) in [
+            ("10.96.0.1:80", [pod3, node, node]),
+            ("203.0.113.1:80", [node, node, node]),
+            ("192.0.2.10:30001", [node, node, node]),
+            ("10.96.0.2:80", [pod3, node, node]),
+            // Pods and the node reach policy Local as if it was Cluster, and keep or lose theirs.
+            ("203.0.113.2:80", [pod3, node, client]),
+            ("192.0.2.10:30002", [pod3, node, client]),
+        ] {
+            let seen = sources.map(|from| seen(from, to).1);
+            assert_eq!(seen, expected, "{to}");
+            // The endpoint reaches itself.
+            assert_eq!(
+                self::seen(&lab.pods[0], to).1,
+                node,
+                "{to} from its endpoint"
+            );
+        }
+        driver.stop().unwrap();
     });
 }
