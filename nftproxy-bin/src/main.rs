@@ -3,6 +3,7 @@
 mod cmd;
 mod config;
 mod daemon;
+mod error;
 mod source;
 
 use std::process::ExitCode;

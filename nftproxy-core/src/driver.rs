@@ -44,7 +44,7 @@ use crate::apply::netlink::Netlink;
 use crate::apply::netlink::conntrack::Conntrack;
 use crate::apply::{ApplyError, Kernel};
 use crate::engine::flows::{FlowTable, Flows, Forgetter};
-use crate::engine::{Engine, Event, Health, Outcome};
+use crate::engine::{Engine, Event, Health, Outcome, Task};
 use crate::model::{V4, V6};
 
 /// Messages that are taken before what is due is done, so that a flood of them cannot hold it up.
@@ -327,11 +327,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Loop<K4, K6, T> {
         true
     }
 
-    fn perform(
-        &mut self,
-        task: crate::engine::Task,
-        observer: &dyn Fn(&Outcome),
-    ) -> Result<(), ApplyError> {
+    fn perform(&mut self, task: Task, observer: &dyn Fn(&Outcome)) -> Result<(), ApplyError> {
         let outcomes = self.engine.perform(task, Instant::now());
         self.has_synced
             .store(self.engine.has_synced(), Ordering::Relaxed);

@@ -182,7 +182,14 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     /// The UDP flows that the syncs since the last call left behind; see
     /// [`Compilation::take_stale_flows`]. To be called after a sync that succeeded: before, new
     /// packets of a flow would be led the old way again.
+    /// Nothing after [`Syncer::ignore_flows`].
     pub fn take_leftovers(&mut self, node_port_ips: &[IpAddr]) -> Leftovers<F> {
+        if self.compilation.ignores_flows() {
+            return Leftovers {
+                flows: Vec::new(),
+                new_service_cidrs: Vec::new(),
+            };
+        }
         let service_cidrs = self
             .installed
             .as_ref()

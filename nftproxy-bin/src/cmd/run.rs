@@ -16,7 +16,8 @@ use tracing::info;
 
 use super::args::RunArgs;
 use crate::config::Settings;
-use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy, ThisNode};
+use crate::daemon::node::ThisNode;
+use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::{health_check_node_port, platform, report};
 use crate::source::client::client;
 use crate::source::files::{Converter, follow};

@@ -1,10 +1,13 @@
 //! What this node is: its settings, its Node object and its interfaces, made into a
 //! [`model::Node`].
 
+use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use nftproxy_core::engine;
 use nftproxy_core::model::{self, IpFamily, NodeInfo, NodePortAddresses};
+use tracing::{info, warn};
 
 use crate::config;
 
@@ -16,6 +19,79 @@ pub(crate) struct NodeSettings {
     pub(crate) node_port_addresses: config::NodePortAddresses,
     pub(crate) masquerade_bit: u8,
     pub(crate) masquerade_all: bool,
+}
+
+/// What is known of this node, and the [`model::Node`] that follows.
+pub(crate) struct ThisNode {
+    settings: NodeSettings,
+    /// `None` until it is known.
+    info: Option<NodeInfo>,
+    interface_ips: fn() -> io::Result<Vec<IpAddr>>,
+    /// What that said last.
+    local_ips: Vec<IpAddr>,
+}
+
+impl ThisNode {
+    /// `info` is given where no Node object will come.
+    pub(crate) fn new(
+        settings: NodeSettings,
+        info: Option<NodeInfo>,
+        interface_ips: fn() -> io::Result<Vec<IpAddr>>,
+    ) -> Self {
+        let mut this = Self {
+            settings,
+            info,
+            interface_ips,
+            local_ips: Vec::new(),
+        };
+        this.read_addresses();
+        this
+    }
+
+    /// Asks the host for its addresses.
+    pub(crate) fn read_addresses(&mut self) {
+        self.local_ips = (self.interface_ips)().unwrap_or_else(|error| {
+            warn!(%error, "the addresses of this host cannot be read; NodePorts stay unreachable");
+            Vec::new()
+        });
+    }
+
+    /// The node as far as it is known.
+    pub(crate) fn node(&self) -> model::Node {
+        let unknown = NodeInfo::default();
+        let info = self.info.as_ref().unwrap_or(&unknown);
+        node(&self.settings, info, &self.local_ips)
+    }
+
+    /// Takes what the Node object says; whether that is news.
+    pub(crate) fn learn(&mut self, info: NodeInfo) -> bool {
+        if self.info.as_ref() == Some(&info) {
+            return false;
+        }
+        info!(ips = ?info.ips, zone = info.zone, "this node is known");
+        self.info = Some(info);
+        true
+    }
+
+    /// Whether anything has said what this node is.
+    pub(crate) fn is_known(&self) -> bool {
+        self.info.is_some()
+    }
+
+    /// What the engine is to be told of this host's addresses.
+    pub(crate) fn addresses_event(&self) -> engine::Event {
+        engine::Event::LocalAddressesChanged(self.local_ips.clone())
+    }
+
+    /// What the engine is to be told of the node. An object without addresses may still get some.
+    pub(crate) fn event(&self) -> engine::Event {
+        let is_known = self.info.as_ref().is_some_and(|info| !info.ips.is_empty());
+        if is_known {
+            engine::Event::NodeChanged(self.node())
+        } else {
+            engine::Event::NodeGuessed(self.node())
+        }
+    }
 }
 
 /// Makes the model's node. `interface_ips` are the addresses on this host's interfaces.

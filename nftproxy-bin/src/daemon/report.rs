@@ -1,10 +1,11 @@
 //! What the engine did, as log lines. Entry point: [`log`].
 
-use nftproxy_core::apply::ApplyError;
 use nftproxy_core::engine::Outcome;
 use nftproxy_core::model::IpFamily;
 use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
+
+use crate::error::chain;
 
 /// Logs what happened. What happens with each change is for those who debug.
 pub(crate) fn log(outcome: &Outcome) {
@@ -59,15 +60,4 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
     } else {
         debug!(%family, full, added, deleted, bytes, ?elapsed, "synced");
     }
-}
-
-/// An error with its causes.
-fn chain(error: &ApplyError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

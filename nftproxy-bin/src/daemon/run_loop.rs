@@ -3,20 +3,18 @@
 //! What is due and when, what is retried, and what a sync leaves behind is the engine's business.
 //! Entry point: [`Proxy::run`].
 
-use std::io;
-use std::net::IpAddr;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::engine::flows::{FlowTable, Flows};
 use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
-use nftproxy_core::model::{self, NodeInfo, V4, V6};
+use nftproxy_core::model::{V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::node::{self, NodeSettings};
+use super::node::ThisNode;
 use super::report;
 use crate::source::Event;
 
@@ -29,58 +27,6 @@ pub(crate) struct Followers {
     pub(crate) flows: Sender<Flows>,
     /// Serves health-check node ports.
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
-}
-
-/// What is known of this node, and the [`model::Node`] that follows.
-pub(crate) struct ThisNode {
-    settings: NodeSettings,
-    /// `None` until it is known.
-    info: Option<NodeInfo>,
-    interface_ips: fn() -> io::Result<Vec<IpAddr>>,
-    /// What that said last.
-    local_ips: Vec<IpAddr>,
-}
-
-impl ThisNode {
-    /// `info` is given where no Node object will come.
-    pub(crate) fn new(
-        settings: NodeSettings,
-        info: Option<NodeInfo>,
-        interface_ips: fn() -> io::Result<Vec<IpAddr>>,
-    ) -> Self {
-        let mut this = Self {
-            settings,
-            info,
-            interface_ips,
-            local_ips: Vec::new(),
-        };
-        this.read_addresses();
-        this
-    }
-
-    fn read_addresses(&mut self) {
-        self.local_ips = (self.interface_ips)().unwrap_or_else(|error| {
-            warn!(%error, "the addresses of this host cannot be read; NodePorts stay unreachable");
-            Vec::new()
-        });
-    }
-
-    /// The node as far as it is known.
-    pub(crate) fn node(&self) -> model::Node {
-        let unknown = NodeInfo::default();
-        let info = self.info.as_ref().unwrap_or(&unknown);
-        node::node(&self.settings, info, &self.local_ips)
-    }
-
-    /// What the engine is to be told of it. An object without addresses may still get some.
-    fn event(&self) -> engine::Event {
-        let is_known = self.info.as_ref().is_some_and(|info| !info.ips.is_empty());
-        if is_known {
-            engine::Event::NodeChanged(self.node())
-        } else {
-            engine::Event::NodeGuessed(self.node())
-        }
-    }
 }
 
 /// The proxy of one node.
@@ -106,8 +52,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
     /// Runs until all senders of events are gone, or the kernel refuses in a way that no retry can
     /// mend.
     pub(crate) async fn run(mut self, mut events: Receiver<Event>) -> Result<(), ApplyError> {
-        let local_ips = self.this_node.local_ips.clone();
-        self.apply(engine::Event::LocalAddressesChanged(local_ips));
+        self.apply(self.this_node.addresses_event());
         loop {
             let due = self.engine.next(now());
             let at = due.map_or_else(now, |due| due.at);
@@ -133,9 +78,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         match event {
             Event::Cluster(event) => self.apply(event),
             Event::NodeApplied(info) => {
-                if self.this_node.info.as_ref() != Some(&info) {
-                    info!(ips = ?info.ips, zone = info.zone, "this node is known");
-                    self.this_node.info = Some(info);
+                if self.this_node.learn(info) {
                     self.apply(self.this_node.event());
                 }
             }
@@ -143,8 +86,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             Event::NodeDeleted => warn!("the object of this node does not exist"),
             Event::AddressesChanged => {
                 self.this_node.read_addresses();
-                let local_ips = self.this_node.local_ips.clone();
-                self.apply(engine::Event::LocalAddressesChanged(local_ips));
+                self.apply(self.this_node.addresses_event());
                 self.apply(self.this_node.event());
             }
         }
@@ -156,7 +98,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
 
     fn perform(&mut self, task: Task) -> Result<(), ApplyError> {
         let is_first = task == Task::Sync && !self.engine.has_synced();
-        if is_first && self.this_node.info.is_none() {
+        if is_first && !self.this_node.is_known() {
             warn!(
                 "this node's object did not come in time; going on without its addresses and zone"
             );
@@ -194,6 +136,7 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::net::IpAddr;
     use std::sync::{Arc, Mutex};
 
     use nftproxy_core::apply::Committed;
@@ -201,12 +144,13 @@ mod tests {
     use nftproxy_core::apply::netlink::conntrack::Conntrack;
     use nftproxy_core::diff::{Delta, Observed};
     use nftproxy_core::engine::{FlowOption, Kernels, Options};
-    use nftproxy_core::model::{Family, IpFamily, Service, ServiceName};
+    use nftproxy_core::model::{Family, IpFamily, NodeInfo, Service, ServiceName};
     use nftproxy_core::ruleset::element::Element;
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
     use tokio::time::sleep;
 
+    use super::super::node::NodeSettings;
     use super::*;
     use crate::config;
 

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 
 use super::Event;
 use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
+use crate::error::chain;
 
 /// Objects per page of a list. What a page takes while it is decoded lies between the objects that
 /// are kept, so that large pages leave large holes in memory; small ones take more round trips.
@@ -113,18 +114,4 @@ where
             return;
         }
     }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        if !text.contains(&message) {
-            text = format!("{text}: {message}");
-        }
-        cause = error.source();
-    }
-    text
 }

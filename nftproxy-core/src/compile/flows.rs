@@ -113,6 +113,10 @@ impl<F: Family> Compilation<F> {
         self.stale_flows.clear();
     }
 
+    pub(crate) fn ignores_flows(&self) -> bool {
+        self.ignores_flows
+    }
+
     /// The UDP destinations of which flows may lead astray since the last call, with the endpoints
     /// that may keep theirs. `node_port_ips` are the addresses that accept NodePorts.
     pub fn take_stale_flows(&mut self, node_port_ips: &[IpAddr]) -> Vec<StaleFlows<F>> {

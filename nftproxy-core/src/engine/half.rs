@@ -19,7 +19,6 @@ pub(super) struct Half<F: FlowFamily, K> {
     /// Dirty Services that this family has yet to sync.
     pub(super) dirty: BTreeSet<ServiceName>,
     pub(super) has_synced: bool,
-    tracks_flows: bool,
     failed: bool,
     /// A sync was large, and its memory has not been given back.
     is_heap_untidy: bool,
@@ -35,7 +34,6 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
             syncer,
             dirty: BTreeSet::new(),
             has_synced: false,
-            tracks_flows,
             failed: false,
             is_heap_untidy: false,
         }
@@ -86,9 +84,6 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     }
 
     fn leftovers(&mut self, node: &Node, local_addresses: &[IpAddr]) -> Option<Flows> {
-        if !self.tracks_flows {
-            return None;
-        }
         let node_port_ips: Vec<_> = match node.node_port_addresses::<F>() {
             NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
             NodePortAddresses::All => local_addresses

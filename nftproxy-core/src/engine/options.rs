@@ -1,6 +1,5 @@
 //! How an instance differs from others.
 
-use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use crate::ruleset::Table;
 /// };
 /// # Ok::<(), nftproxy_core::ruleset::TableError>(())
 /// ```
+#[derive(Debug)]
 pub struct Options {
     /// The table, the same in both families.
     pub table: Table,
@@ -65,33 +65,6 @@ impl Default for Options {
             flows: FlowOption::Forget,
             trims_heap: true,
         }
-    }
-}
-
-impl fmt::Debug for Options {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            table,
-            namespace,
-            families,
-            node,
-            node_patience,
-            pace,
-            filter,
-            flows,
-            trims_heap,
-        } = self;
-        f.debug_struct("Options")
-            .field("table", table)
-            .field("namespace", namespace)
-            .field("families", families)
-            .field("node", node)
-            .field("node_patience", node_patience)
-            .field("pace", pace)
-            .field("filter", &filter.is_some())
-            .field("flows", flows)
-            .field("trims_heap", trims_heap)
-            .finish()
     }
 }
 

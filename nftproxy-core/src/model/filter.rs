@@ -1,5 +1,6 @@
 //! Which Services and endpoints of the cluster an instance takes.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
@@ -40,6 +41,13 @@ pub trait Filter: Send + Sync {
     fn allows(&self, service: &Service, endpoint: &EndpointView) -> bool {
         let _ = (service, endpoint);
         true
+    }
+}
+
+/// Whoever holds a filter can be printed; what is in the filter is its own business.
+impl fmt::Debug for dyn Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
     }
 }
 

@@ -1,7 +1,6 @@
 //! The state of the cluster, and what of it has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,20 +19,11 @@ pub struct State {
     by_name: BTreeMap<ServiceName, Entry>,
     /// Services that the filter leaves to others.
     disowned: BTreeMap<ServiceName, Service>,
-    filter: Option<OpaqueFilter>,
+    filter: Option<Arc<dyn Filter>>,
     /// Which Service each slice is filed under.
     service_of_slice: BTreeMap<SliceName, ServiceName>,
     service_cidrs: BTreeMap<Box<str>, Box<[IpNet]>>,
     dirty: BTreeSet<ServiceName>,
-}
-
-#[derive(Clone)]
-struct OpaqueFilter(Arc<dyn Filter>);
-
-impl fmt::Debug for OpaqueFilter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Filter")
-    }
 }
 
 /// What is known under a Service's name; never nothing.
@@ -55,14 +45,14 @@ impl State {
     /// A state that knows nothing, and sees what comes through a filter.
     pub fn with_filter(filter: Arc<dyn Filter>) -> Self {
         Self {
-            filter: Some(OpaqueFilter(filter)),
+            filter: Some(filter),
             ..Self::default()
         }
     }
 
     /// The filter, if there is one.
     pub fn filter(&self) -> Option<&dyn Filter> {
-        self.filter.as_ref().map(|OpaqueFilter(filter)| &**filter)
+        self.filter.as_deref()
     }
 
     /// Asks the filter about every Service again, and marks all as dirty, as its answers about
