@@ -13,7 +13,7 @@ use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, ske
 use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
-use crate::ruleset::element::{Element, Key};
+use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
 
 /// So many elements the kernel may refuse before a full sync gives up.
@@ -392,7 +392,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let is_stale = self.compilation.is_affinity_stale();
         let start = Instant::now();
         // A table that is made anew remembers nothing.
+        let mut lost = Vec::new();
         if is_stale && delta.table == TableChange::Keep {
+            lost.extend(delta.delete_elements.iter().filter_map(sticky_address));
+            self.compilation.distrust_affinity_at(lost.iter().copied());
             delta.forget = self.stale_affinity()?;
         }
         timings.list += start.elapsed();
@@ -404,7 +407,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             self.sweep_affinity()?;
             if !delta.forget.is_empty() {
                 // There was something, so look again when it is quiet.
-                self.compilation.distrust_affinity();
+                self.compilation.distrust_affinity_at(lost);
             }
         }
         timings.list += start.elapsed();
@@ -510,5 +513,13 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         delta.delete_elements.sort();
         delta.add_elements.sort();
         delta
+    }
+}
+
+/// The destination of an element of `sticky`.
+fn sticky_address<F: Family>(element: &Element<F>) -> Option<Destination<F>> {
+    match (element.set(), element.key()) {
+        (SetName::Sticky, Key::Destination(destination)) => Some(*destination),
+        _ => None,
     }
 }

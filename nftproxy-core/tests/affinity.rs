@@ -10,7 +10,9 @@ use common::{mk_node, mk_service, mk_slice};
 use nftproxy_core::apply::fake::FakeKernel;
 use nftproxy_core::compile::compile;
 use nftproxy_core::diff::Counts;
-use nftproxy_core::model::{EndpointAddress, Family, Node, Protocol, State, TrafficPolicy, V4};
+use nftproxy_core::model::{
+    EndpointAddress, Family, Node, Protocol, ServiceName, State, TrafficPolicy, V4,
+};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Destination, Element, Key};
 use nftproxy_core::ruleset::name::ChainName;
@@ -290,4 +292,52 @@ fn remembered_elements_read_back() {
     let read = Element::<V4>::read(element.set(), &key, None, data, None).unwrap();
     assert_eq!(read, element);
     assert!(matches!(read.key(), Key::Client(..)));
+}
+
+/// S-95: a load-balancer IP that is an address of the node is no NodePort, even at the number of
+/// one that has affinity; whichever of the two comes or goes first.
+#[test]
+fn s95_an_address_beside_a_sticky_node_port_is_not_remembered() {
+    let beside = |fixture: &Fixture| {
+        let ruleset = compile(&fixture.state, &fixture.node).v4;
+        let mine = Element::not_sticky(destination(NODE_IP, 30080));
+        let is_there = ruleset.elements.contains(&mine);
+        let observed = fixture.syncer.kernel().ruleset().unwrap();
+        assert_eq!(observed.elements.contains(&mine), is_there);
+        is_there
+    };
+    let plain = |name| {
+        let mut service = mk_service(name, "10.96.0.11", &["http 30080/tcp"]);
+        service.load_balancer_ips = [NODE_IP.into()].into();
+        service
+    };
+    let mut fixture = Fixture::new(&["10.244.1.5"]);
+    assert!(!beside(&fixture));
+    fixture.state.apply_service(plain("plain"));
+    fixture.sync();
+    assert!(beside(&fixture));
+
+    // The NodePort goes to a Service without affinity, and comes back with it.
+    let sticky = fixture
+        .state
+        .service(&ServiceName::new("default", "web"))
+        .unwrap()
+        .clone();
+    let mut without = sticky.clone();
+    without.session_affinity = None;
+    for (service, expected) in [(without, false), (sticky, true)] {
+        fixture.state.apply_service(service);
+        fixture.sync();
+        assert_eq!(beside(&fixture), expected);
+    }
+    // Both change in one sync.
+    fixture
+        .state
+        .delete_service(&ServiceName::new("default", "web"));
+    fixture
+        .state
+        .delete_service(&ServiceName::new("default", "plain"));
+    fixture.state.apply_service(plain("other"));
+    fixture.sync();
+    assert!(!beside(&fixture));
 }

@@ -20,9 +20,17 @@ impl<F: Family> Compilation<F> {
         self.is_affinity_stale = true;
     }
 
+    /// Notes that clients may be remembered at addresses that Services have just lost, so that this
+    /// is not taken for what NodePorts of the same number remember.
+    pub(crate) fn distrust_affinity_at(&mut self, lost: impl IntoIterator<Item = Destination<F>>) {
+        self.distrust_affinity();
+        self.lost_sticky.extend(lost);
+    }
+
     /// Notes that nothing is remembered any more that [`Compilation::may_remember`] refuses.
     pub fn affinity_swept(&mut self) {
         self.is_affinity_stale = false;
+        self.lost_sticky.clear();
     }
 
     /// Whether a client that is known to have got an endpoint at a destination may get it again.
@@ -36,8 +44,11 @@ impl<F: Family> Compilation<F> {
             address: None,
             ..*destination
         };
-        let owner = [destination, &node_port]
+        // Nobody here knows which addresses are the node's.
+        let may_be_node_port = !self.lost_sticky.contains(destination);
+        let owner = [Some(destination), may_be_node_port.then_some(&node_port)]
             .into_iter()
+            .flatten()
             .find_map(|destination| Some((destination, self.claims.owner(destination)?)));
         let Some((destination, owner)) = owner else {
             return false;
@@ -56,10 +67,16 @@ impl<F: Family> Compilation<F> {
 }
 
 /// Whether something may be remembered for `old` that must not be for `new`.
-pub(super) fn forgets<F: Family>(old: &PortRules<F>, new: Option<&PortRules<F>>) -> bool {
-    if old.affinity.is_none() {
-        return false;
+pub(super) fn forgets<F: Family>(old: Option<&PortRules<F>>, new: Option<&PortRules<F>>) -> bool {
+    // An address takes over what a NodePort of its number had there.
+    let old_routes = old.map_or(&[][..], |old| &old.routes);
+    let mut routes = new.into_iter().flat_map(|new| &new.routes);
+    if routes.any(|route| route.beside_sticky && !old_routes.contains(route)) {
+        return true;
     }
+    let Some(old) = old.filter(|old| old.affinity.is_some()) else {
+        return false;
+    };
     let Some(new) = new.filter(|new| new.affinity.is_some()) else {
         return true;
     };

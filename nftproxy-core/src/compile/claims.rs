@@ -2,10 +2,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use super::port;
-use crate::model::{Family, Service, ServiceName};
+use crate::model::{Family, Protocol, Service, ServiceName};
 use crate::ruleset::element::Destination;
 
 /// A Service port's claim to a destination. The smallest claim wins: a ClusterIP before other
@@ -100,6 +101,22 @@ impl<F: Family> Claims<F> {
                 Some(service)
             }
         }
+    }
+
+    /// The Services that own an address at one of these ports.
+    ///
+    /// It looks at all destinations, for the sake of what hardly ever happens.
+    pub(super) fn at_ports<'a>(
+        &'a self,
+        ports: &'a BTreeSet<(Protocol, NonZeroU16)>,
+    ) -> impl Iterator<Item = &'a ServiceName> {
+        self.owners
+            .iter()
+            .filter(|(destination, _)| {
+                destination.address.is_some()
+                    && ports.contains(&(destination.protocol, destination.port))
+            })
+            .map(|(_, claim)| &claim.service)
     }
 
     fn forget_if_uncontested(&mut self, destination: &Destination<F>) {

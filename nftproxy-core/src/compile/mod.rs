@@ -17,12 +17,12 @@ mod usable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 use crate::model::{
-    EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Service, ServiceName,
-    ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
+    EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Protocol, Service,
+    ServiceName, ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
@@ -169,12 +169,16 @@ pub struct Compilation<F: Family> {
     cluster_ips: Counted<F::Address>,
     hairpin: Counted<F::Address>,
     picks: Counted<Pick>,
+    /// NodePorts whose owner has session affinity.
+    sticky_node_ports: BTreeSet<(Protocol, NonZeroU16)>,
     /// How many routes have source ranges.
     n_restricted: usize,
     /// Timeouts of session affinity, needed or no longer: a chain for each is not worth deleting.
     affinity_timeouts: BTreeSet<NonZeroU32>,
     /// Session affinity may remember what it must not.
     is_affinity_stale: bool,
+    /// Addresses that Services with affinity had, since there was nothing stale.
+    lost_sticky: BTreeSet<Destination<F>>,
     /// UDP destinations whose flows may lead astray, and which may stay.
     stale_flows: BTreeMap<Destination<F>, Keep<F>>,
     /// Nobody asks for the above.
@@ -194,9 +198,11 @@ impl<F: Family> Default for Compilation<F> {
             cluster_ips: Counted::default(),
             hairpin: Counted::default(),
             picks: Counted::default(),
+            sticky_node_ports: BTreeSet::new(),
             n_restricted: 0,
             affinity_timeouts: BTreeSet::new(),
             is_affinity_stale: false,
+            lost_sticky: BTreeSet::new(),
             stale_flows: BTreeMap::new(),
             ignores_flows: false,
             node_port_ips: BTreeSet::new(),
@@ -209,7 +215,8 @@ impl<F: Family> Default for Compilation<F> {
 impl<F: Family> Compilation<F> {
     /// Compiles the dirty Services again, and those that win or lose a destination by it.
     ///
-    /// The cost depends on these Services only, not on how many there are. `seeds` matter only
+    /// The cost depends on these Services only, not on how many there are, unless a NodePort with
+    /// session affinity comes or goes. `seeds` matter only
     /// for Services that are new here.
     pub fn update(
         &mut self,
@@ -220,9 +227,11 @@ impl<F: Family> Compilation<F> {
     ) -> Changes<F> {
         // Services that win or lose by what dirty ones claim.
         let mut affected = BTreeSet::new();
+        let mut node_ports = BTreeSet::new();
         for name in dirty {
-            self.update_claims(name, state.service(name), &mut affected);
+            self.update_claims(name, state.service(name), &mut affected, &mut node_ports);
         }
+        self.update_sticky_node_ports(state, &node_ports, &mut affected);
         let mut changes = Changes {
             delete: Vec::new(),
             add: Vec::new(),
@@ -295,16 +304,22 @@ impl<F: Family> Compilation<F> {
     }
 
     /// Brings a Service's claims up to date. Adds the Services that win or lose by it to
-    /// `affected`.
+    /// `affected`, and its NodePorts of before and after to `node_ports`.
     fn update_claims(
         &mut self,
         name: &ServiceName,
         service: Option<&Service>,
         affected: &mut BTreeSet<ServiceName>,
+        node_ports: &mut BTreeSet<Destination<F>>,
     ) {
         let claims = service.map(claims_of::<F>).unwrap_or_default();
         let compiled = self.services.entry(name.clone()).or_default();
         let old = std::mem::replace(&mut compiled.claims, claims.clone());
+        let both = old
+            .iter()
+            .chain(&claims)
+            .map(|(destination, _)| destination);
+        node_ports.extend(both.filter(|destination| destination.address.is_none()));
         for (destination, claim) in &old {
             if claims
                 .binary_search_by(|(other, _)| other.cmp(destination))
@@ -322,6 +337,35 @@ impl<F: Family> Compilation<F> {
             {
                 affected.extend(self.claims.add(destination, claim));
             }
+        }
+    }
+
+    /// Finds out which of these NodePorts have affinity now. Where that has changed, the Services
+    /// that own an address at the same port are `affected`.
+    fn update_sticky_node_ports(
+        &mut self,
+        state: &State,
+        node_ports: &BTreeSet<Destination<F>>,
+        affected: &mut BTreeSet<ServiceName>,
+    ) {
+        let mut changed = BTreeSet::new();
+        for destination in node_ports {
+            let port = (destination.protocol, destination.port);
+            let owner = self.claims.owner(destination);
+            let is_sticky = owner
+                .and_then(|owner| state.service(&owner.service))
+                .is_some_and(|service| service.session_affinity.is_some());
+            let has_changed = if is_sticky {
+                self.sticky_node_ports.insert(port)
+            } else {
+                self.sticky_node_ports.remove(&port)
+            };
+            if has_changed {
+                changed.insert(port);
+            }
+        }
+        if !changed.is_empty() {
+            affected.extend(self.claims.at_ports(&changed).cloned());
         }
     }
 
@@ -384,14 +428,14 @@ impl<F: Family> Compilation<F> {
                 self.port_rules(&source, port, comment, routes, old.as_ref(), seeds);
             self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
             changes.replace(old.as_ref(), Some(&rules));
-            self.is_affinity_stale |= old.as_ref().is_some_and(|old| forgets(old, Some(&rules)));
+            self.is_affinity_stale |= forgets(old.as_ref(), Some(&rules));
             self.count(old.as_ref(), Some(&rules));
             ports.push(rules);
         }
         for old in &old_ports {
             changes.replace(Some(old), None);
             self.note_stale_flows(Some(old), None);
-            self.is_affinity_stale |= forgets(old, None);
+            self.is_affinity_stale |= forgets(Some(old), None);
             self.count(Some(old), None);
         }
 
@@ -453,6 +497,11 @@ impl<F: Family> Compilation<F> {
         // The range of everything, given or put together, is no restriction.
         if sources.iter().any(|(_, len)| *len == 0) {
             routes.iter_mut().for_each(|route| route.restricted = false);
+        }
+        for route in &mut routes {
+            let Destination { protocol, port, .. } = route.destination;
+            route.beside_sticky = route.destination.address.is_some()
+                && self.sticky_node_ports.contains(&(protocol, port));
         }
         let rules = PortRules {
             affinity: service.session_affinity,

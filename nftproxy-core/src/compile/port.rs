@@ -23,6 +23,8 @@ pub(super) struct Route<F: Family> {
     pub(super) policy: TrafficPolicy,
     /// Whether only the port's [`PortRules::sources`] may reach it.
     pub(super) restricted: bool,
+    /// Whether it is an address at the number of a NodePort with affinity.
+    pub(super) beside_sticky: bool,
 }
 
 /// All that the ruleset holds for one Service port in one family.
@@ -101,6 +103,7 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
                 kind,
                 policy,
                 restricted,
+                beside_sticky: false,
             }),
         }
     };
@@ -231,6 +234,9 @@ impl<F: Family> PortRules<F> {
         for route in &self.routes {
             if let Some(seconds) = self.affinity {
                 elements.push(Element::sticky(route.destination, seconds));
+            } else if route.beside_sticky {
+                // Where the address is one of the node, its connections look like the NodePort's.
+                elements.push(Element::not_sticky(route.destination));
             }
             if route.restricted {
                 let Route { destination, .. } = *route;
@@ -250,6 +256,7 @@ impl<F: Family> PortRules<F> {
             kind,
             policy,
             restricted: _,
+            beside_sticky: _,
         } = *route;
         let node_port = destination.address.is_none();
         let mut add = |role, verdict| {

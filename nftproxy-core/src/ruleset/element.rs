@@ -193,6 +193,13 @@ impl<F: Family> Element<F> {
         Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
     }
 
+    /// An element of `sticky`: clients are not remembered there, whatever `sticky-node-ports` says
+    /// of the port.
+    pub fn not_sticky(destination: Destination<F>) -> Self {
+        let data = Data::Verdict(Verdict::Return);
+        Self::new(SetName::Sticky, Key::Destination(destination), data)
+    }
+
     /// An element of `masqueraded` or `masqueraded-node-ports`: whose connections are masqueraded.
     pub fn masqueraded(destination: Destination<F>, chain: ChainName) -> Self {
         let set = match destination.address {

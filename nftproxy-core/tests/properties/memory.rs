@@ -33,8 +33,8 @@ pub(crate) struct World<F: Twin> {
 struct Choice<F: Twin> {
     packet: Packet<F>,
     endpoint: EndpointAddress<F>,
-    /// The Service port it was made for.
-    owner: Option<String>,
+    /// The Service port it was made for, and whether at its NodePort.
+    owner: Option<(String, bool)>,
     element: Element<F>,
 }
 
@@ -95,16 +95,10 @@ impl<F: Twin> World<F> {
         ruleset.elements.extend(memory);
         let outcomes = trace(&ruleset, packet, &is_local::<F>).unwrap();
 
-        let mut expected = oracle::outcomes(&self.state, &self.node, packet);
         let is_same = |choice: &&Choice<F>| choice.packet == *packet;
-        if let Some(choice) = self.choices.iter().find(is_same)
-            && oracle::affinity(&self.state, &self.node, packet).is_some()
-        {
-            let is_usable = |outcome: &Outcome<F>| endpoint_of(outcome) == Some(choice.endpoint);
-            if expected.iter().any(is_usable) {
-                expected.retain(is_usable);
-            }
-        }
+        let remembered = self.choices.iter().find(is_same);
+        let remembered = remembered.map(|choice| choice.endpoint);
+        let expected = oracle::outcomes_for_known(&self.state, &self.node, packet, remembered);
         assert_eq!(possible(&outcomes), expected, "{packet:?}");
         outcomes
     }

@@ -41,11 +41,21 @@ enum Sender {
     Far,
 }
 
-/// All that may become of a packet.
+/// All that may become of a packet whose sender is not known.
 pub(crate) fn outcomes<F: Twin>(
     state: &State,
     node: &Node,
     packet: &Packet<F>,
+) -> BTreeSet<Outcome<F>> {
+    outcomes_for_known(state, node, packet, None)
+}
+
+/// All that may become of a packet, if its sender is remembered to have got this endpoint.
+pub(crate) fn outcomes_for_known<F: Twin>(
+    state: &State,
+    node: &Node,
+    packet: &Packet<F>,
+    remembered: Option<EndpointAddress<F>>,
 ) -> BTreeSet<Outcome<F>> {
     let sender = sender(node, packet);
     // S-87: decided by the address alone.
@@ -62,6 +72,12 @@ pub(crate) fn outcomes<F: Twin>(
         return [Outcome::Drop].into();
     }
     let (cluster, local) = select_endpoints::<F>(state, node, service, port);
+    // An endpoint here that is hinted away from pods may be remembered for outside clients, which
+    // cannot be told from pods, and must not lose it.
+    let remembered = remembered.filter(|endpoint| {
+        let is_local = policy(kind, service) == TrafficPolicy::Local && local.contains(endpoint);
+        service.session_affinity.is_some() && (is_local || cluster.contains(endpoint))
+    });
     let (endpoints, masquerade) = match (kind, policy(kind, service), sender) {
         _ if cluster.is_empty() => return [refusal(packet)].into(),
         (Kind::ClusterIp, TrafficPolicy::Cluster, _) => (cluster, marked),
@@ -74,6 +90,7 @@ pub(crate) fn outcomes<F: Twin>(
     if endpoints.is_empty() {
         return [Outcome::Drop].into();
     }
+    let endpoints = remembered.map_or(endpoints, |endpoint| [endpoint].into());
     let hairpin = may_hairpin::<F>(state, node, packet.source);
     endpoints
         .into_iter()
@@ -94,14 +111,15 @@ pub(crate) fn affinity<F: Twin>(
     addressee(state, node, packet)?.1.session_affinity
 }
 
-/// The Service port that a packet is for: its Service and its name.
+/// The Service port that a packet is for, and whether it is so at its NodePort.
 pub(crate) fn addressee_name<F: Twin>(
     state: &State,
     node: &Node,
     packet: &Packet<F>,
-) -> Option<String> {
-    let (_, service, port) = addressee(state, node, packet)?;
-    Some(format!("{}:{}", service.name, port.name))
+) -> Option<(String, bool)> {
+    let (kind, service, port) = addressee(state, node, packet)?;
+    let name = format!("{}:{}", service.name, port.name);
+    Some((name, kind == Kind::NodePort))
 }
 
 /// S-98 to S-101: what becomes of the memory that the sender of a packet got an endpoint.
