@@ -16,7 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -439,7 +439,7 @@ fn read_answer(reader: &mut BufReader<TcpStream>) -> io::Result<(String, IpAddr)
     parse_answer(&line)
 }
 
-/// A TCP connection kept open, to see whether it survives what happens to the rules.
+/// A TCP or SCTP connection kept open, to see whether it survives what happens to the rules.
 #[derive(Debug)]
 pub struct Flow {
     reader: BufReader<TcpStream>,
@@ -452,11 +452,28 @@ impl Flow {
     ///
     /// Fails where a probe would not be answered.
     pub fn open(namespace: &Namespace, to: SocketAddr) -> io::Result<Self> {
-        let stream =
-            namespace.run(|| connect_stream(Protocol::Tcp, to, ProbeOptions::default()))?;
+        Self::open_by(namespace, Protocol::Tcp, to)
+    }
+
+    /// Like [`open`](Self::open), by a protocol that has connections.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_by(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> io::Result<Self> {
+        let stream = namespace.run(|| connect_stream(protocol, to, ProbeOptions::default()))?;
         let mut reader = BufReader::new(stream);
         read_answer(&mut reader)?;
         Ok(Self { reader })
+    }
+
+    /// How long [`ping`](Self::ping) waits from now on.
+    ///
+    /// # Errors
+    ///
+    /// Fails for no time at all.
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(timeout))
     }
 
     /// Makes the server answer once more, and returns its name.
@@ -548,6 +565,25 @@ fn stream_socket(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd>
     Ok(socket)
 }
 
+/// Binds to a port that no socket of this process has had for as long as can be.
+///
+/// The kernel's choice may be a port whose last association is still known to connection tracking.
+/// Unlike TCP's, such an entry is not given up for a new association, which so goes where the old
+/// one went, or is dropped as it does not fit.
+fn bind_fresh(stream: &TcpStream, to: SocketAddr) -> io::Result<()> {
+    const PORTS: std::ops::Range<u16> = 33_000..61_000;
+    static COUNT: AtomicU16 = AtomicU16::new(0);
+    let mut from = anywhere(to);
+    for _ in PORTS {
+        from.set_port(PORTS.start + COUNT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16);
+        match bind(stream.as_raw_fd(), &SockaddrStorage::from(from)) {
+            Err(Errno::EADDRINUSE) => {}
+            bound => return Ok(bound?),
+        }
+    }
+    Err(ErrorKind::AddrInUse.into())
+}
+
 fn listen_on(protocol: Protocol, address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::from(stream_socket(protocol, address)?);
     once_free(|| Ok(bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?))?;
@@ -565,8 +601,10 @@ fn connect_stream(
     let stream = TcpStream::from(stream_socket(protocol, to)?);
     stream.set_read_timeout(Some(options.timeout))?;
     stream.set_write_timeout(Some(options.timeout))?;
-    if let Some(from) = options.from {
-        bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?;
+    match (options.from, protocol) {
+        (Some(from), _) => bind(stream.as_raw_fd(), &SockaddrStorage::from(from))?,
+        (None, Protocol::Sctp) => bind_fresh(&stream, to)?,
+        (None, _) => {}
     }
     let check = || {
         stream

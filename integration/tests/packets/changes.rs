@@ -131,7 +131,7 @@ fn updates_under_traffic_cut_nobody_off() {
     });
 }
 
-/// S-20, S-117: a TCP connection stays, whatever happens to its Service and to the proxy, and so does
+/// S-20, S-117: a TCP connection or SCTP association stays, whatever happens to its Service and to the proxy, and so does
 /// its entry in connection tracking.
 #[test]
 fn connections_stay_whatever_happens() {
@@ -144,17 +144,26 @@ fn connections_stay_whatever_happens() {
         put(&[POD1], &|_| {});
         let daemon = bed.start_proxy();
         let sources = [Source::Client, Source::Pod1, Source::Pod3, Source::Host];
+        let connected = bed
+            .protocols
+            .iter()
+            .filter(|protocol| **protocol != Protocol::Udp);
         let mut flows: Vec<_> = destination_addresses(NUMBER)
             .flat_map(|to| sources.map(|source| (source, to)))
-            .map(|(source, to)| {
-                let flow = Flow::open(source.namespace(&bed.lab), to).unwrap();
-                (source, to, flow)
+            .flat_map(|(source, to)| {
+                connected
+                    .clone()
+                    .map(move |protocol| (source, to, protocol))
+            })
+            .map(|(source, to, protocol)| {
+                let flow = Flow::open_by(source.namespace(&bed.lab), *protocol, to);
+                (format!("{protocol} from {source:?} to {to}"), flow.unwrap())
             })
             .collect();
         let mut check = |after: &str| {
-            for (source, to, flow) in &mut flows {
+            for (which, flow) in &mut flows {
                 let server = flow.ping();
-                assert_eq!(server.unwrap(), "pod1", "{source:?} to {to} after {after}");
+                assert_eq!(server.unwrap(), "pod1", "{which} after {after}");
             }
         };
         // What new connections meet shows that each change is in force.

@@ -29,6 +29,7 @@ mod others;
 mod ports;
 mod protocols;
 mod sampled;
+mod sctp;
 mod services;
 mod sources;
 mod table;

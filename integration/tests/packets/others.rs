@@ -43,7 +43,7 @@ fn host_port() -> String {
             NODE.v4, pod.v4, NODE.v6, pod.v6
         )
     };
-    let rules = rules("tcp") + &rules("udp");
+    let rules = ["tcp", "udp", "sctp"].map(rules).concat();
     format!(
         "table inet hostport {{
              chain prerouting {{
@@ -165,7 +165,7 @@ fn host_ports_are_left_alone() {
 /// As NodeLocal DNSCache does it.
 fn untrack(address: Dual) -> String {
     let rules = |field: &str, port: &str| {
-        ["tcp", "udp"]
+        ["tcp", "udp", "sctp"]
             .map(|protocol| {
                 format!(
                     "ip {field} {} {protocol} {port} {SERVICE_PORT} notrack
