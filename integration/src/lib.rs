@@ -8,4 +8,5 @@ pub mod fixtures;
 pub mod lab;
 pub mod manifest;
 pub mod netns;
+pub mod nft;
 pub mod traffic;

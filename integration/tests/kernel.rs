@@ -5,20 +5,21 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::sync::LazyLock;
 use std::time::Instant;
 
 use integration::fixtures::recorded;
 use integration::netns::{Namespace, in_sandbox, unsupported};
+use integration::nft::{can_load_all, loadable};
 use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::apply::{ApplyError, Kernel};
-use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::compile::{Compiled, Keep, StaleFlows, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::engine::{Engine, Event, Families, Options, Outcome, Task};
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, NodePortAddresses,
-    Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
-    V6,
+    ClusterIps, DetectLocal, Endpoint, EndpointAddress, EndpointSlice, Family, IpFamily, Locality,
+    Node, NodePortAddresses, Protocol, Service, ServiceName, ServicePort, SliceEndpoints,
+    SliceName, SlicePort, State, V4, V6,
 };
 use nftproxy_core::render;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
@@ -174,7 +175,7 @@ fn netlink_and_nft_agree() {
                     .unwrap();
                 let mut commands = vec![&["nft", "list", "ruleset"][..]];
                 // It has the rules' numbers, and each on one line.
-                if !*REFUSES_SOURCE_RANGES {
+                if can_load_all() {
                     commands.push(&["nft", "-j", "list", "ruleset"]);
                 }
                 for command in commands {
@@ -185,32 +186,6 @@ fn netlink_and_nft_agree() {
             }
         }
     });
-}
-
-/// nft 1.0.6 swaps the bytes of a protocol's number before it looks for it in a set of intervals,
-/// which kernel 6.12.117 refuses, and 6.18.44 does not.
-static REFUSES_SOURCE_RANGES: LazyLock<bool> = LazyLock::new(|| {
-    let script = "table ip t {
-        set s { type ipv4_addr . inet_proto . inet_service; flags interval; }
-        chain c { ip daddr . meta l4proto . th dport @s drop; }
-    }";
-    let namespace = Namespace::new("trial").unwrap();
-    let result = namespace.exec_with_input(&["nft", "-f", "-"], script);
-    let is_refused = result.is_err_and(|error| error.to_string().contains("not supported"));
-    if is_refused {
-        unsupported("it refuses nft's rules for source ranges; they are compared with nothing");
-    }
-    is_refused
-});
-
-/// A script or listing without the rules that nft cannot bring into this kernel.
-fn loadable(text: &str) -> String {
-    let is_loadable =
-        |line: &&str| !(*REFUSES_SOURCE_RANGES && line.contains("!= @allowed-sources drop"));
-    text.lines()
-        .filter(is_loadable)
-        .collect::<Vec<_>>()
-        .join("\n")
 }
 
 fn pretty_assert(ours: &str, theirs: &str, what: &str) {
@@ -668,4 +643,69 @@ fn affinity_in_both_families_can_be_listed() {
             "ip",
         );
     });
+}
+
+/// S-119: of the flows to one port, those to one address are found, whatever this kernel makes of an
+/// address that it is asked for, and whatever was asked before.
+#[test]
+fn flows_to_one_address_are_found() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        check_flows::<V4>(&namespace, "192.0.2.1", ["198.51.100.1", "198.51.100.2"]);
+        check_flows::<V6>(
+            &namespace,
+            "2001:db8::1",
+            ["2001:db8:51::1", "2001:db8:51::2"],
+        );
+    });
+}
+
+fn check_flows<F: Family>(namespace: &Namespace, client: &str, servers: [&str; 2]) {
+    let add = |server: &str, port: &str| {
+        let command = "conntrack -I -p udp --timeout 600 --sport 4000 --status ASSURED,SEEN_REPLY";
+        let mut command: Vec<_> = command.split(' ').collect();
+        command.extend(["-s", client, "-d", server, "--dport", port]);
+        namespace.exec(&command).unwrap();
+    };
+    let mut conntrack = namespace.run(|| Conntrack::open().unwrap());
+    let find = |conntrack: &mut Conntrack, server: &str, port: u16| {
+        let stale = StaleFlows::<F> {
+            address: F::address(server.parse().unwrap()).unwrap(),
+            port: port.try_into().unwrap(),
+            // Something serves, so that flows which led nowhere are to be forgotten.
+            keep: Keep {
+                serving: Box::new([EndpointAddress {
+                    address: F::address(client.parse().unwrap()).unwrap(),
+                    port: port.try_into().unwrap(),
+                }]),
+                sources: None,
+            },
+        };
+        let found = conntrack.find_stale(&[stale]).unwrap();
+        let found = found.iter().map(|flow| flow.destination);
+        found
+            .map(|(address, port)| (address.to_string(), port.get()))
+            .collect::<Vec<_>>()
+    };
+    let [first, second] = servers;
+    assert_eq!(find(&mut conntrack, first, 53), []);
+    // There are none but those asked for.
+    add(first, "53");
+    assert_eq!(find(&mut conntrack, first, 53), [(first.to_owned(), 53)]);
+    // There are none that are asked for.
+    assert_eq!(find(&mut conntrack, second, 53), []);
+    add(second, "53");
+    add(second, "54");
+    for _ in 0..2 {
+        for server in servers {
+            assert_eq!(find(&mut conntrack, server, 53), [(server.to_owned(), 53)]);
+        }
+        assert_eq!(find(&mut conntrack, first, 54), []);
+    }
+    match (F::FAMILY, conntrack.filters_ipv6_addresses()) {
+        (IpFamily::V4, known) => assert_eq!(known, None),
+        (IpFamily::V6, Some(true)) => {}
+        (IpFamily::V6, Some(false)) => unsupported("asking for the flows to one IPv6 address"),
+        (IpFamily::V6, None) => panic!("after all these answers it must be known"),
+    }
 }

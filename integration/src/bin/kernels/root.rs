@@ -102,6 +102,11 @@ pub(crate) fn make(
     for library in libraries(&programs)? {
         copy(&library, &root.join(library.strip_prefix("/")?))?;
     }
+    // For connections to an API server.
+    let certificates = Path::new("/etc/ssl/certs/ca-certificates.crt");
+    if certificates.exists() {
+        copy(certificates, &root.join(certificates.strip_prefix("/")?))?;
+    }
     for data in &built.data {
         copy_all(data, &root.join(data.strip_prefix("/")?))?;
     }

@@ -33,6 +33,33 @@ const DELETIONS_PER_DATAGRAM: usize = 256;
 #[derive(Debug)]
 pub struct Conntrack {
     connection: Connection,
+    ipv6_filter: AddressFilter,
+}
+
+/// What the kernel makes of an IPv6 address that it is asked for.
+///
+/// Kernels from 5.8 on hand over all entries but those to it, at least up to 6.18. What comes back
+/// tells, so that no list of kernels has to be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AddressFilter {
+    /// Nothing has come back yet.
+    Unknown,
+    /// Entries to it.
+    Right,
+    /// Others.
+    Wrong,
+}
+
+impl AddressFilter {
+    /// What is known after an answer with so many entries to the address, and to others; and
+    /// whether that answer was all there is.
+    fn learn(self, n_wanted: usize, n_others: usize) -> (Self, bool) {
+        match (n_wanted, n_others) {
+            (_, 1..) => (Self::Wrong, false),
+            (1.., 0) => (Self::Right, true),
+            (0, 0) => (self, self == Self::Right),
+        }
+    }
 }
 
 /// A UDP flow that the kernel knows.
@@ -75,7 +102,18 @@ impl Conntrack {
     pub fn open_in(namespace: Option<BorrowedFd<'_>>) -> Result<Self, ApplyError> {
         Ok(Self {
             connection: namespace::within(namespace, Connection::open)?,
+            ipv6_filter: AddressFilter::Unknown,
         })
+    }
+
+    /// Whether this kernel can be asked for the entries to one IPv6 address; `None` as long as no
+    /// answer has told.
+    pub fn filters_ipv6_addresses(&self) -> Option<bool> {
+        match self.ipv6_filter {
+            AddressFilter::Unknown => None,
+            AddressFilter::Right => Some(true),
+            AddressFilter::Wrong => Some(false),
+        }
     }
 
     /// Finds the flows that are stale.
@@ -101,18 +139,52 @@ impl Conntrack {
                 found.push(flow);
             }
         };
-        let filters: BTreeSet<_> = by_destination
-            .keys()
-            .map(|(address, port)| (filter_address::<F>(*address), *port))
-            .collect();
-        if filters.len() <= MAX_SINGLE_QUERIES {
-            for filter in filters {
-                self.dump::<F>(Filter::Destination(filter.0, filter.1), &mut judge)?;
-            }
-        } else {
+        if by_destination.len() > MAX_SINGLE_QUERIES {
             self.dump::<F>(Filter::None, &mut judge)?;
+            return Ok(found);
+        }
+        // Ports of which all entries have been seen, whatever their address.
+        let mut seen = BTreeSet::new();
+        for (address, port) in by_destination.keys() {
+            if seen.contains(port) || self.dump_destination(*address, *port, &mut judge)? {
+                continue;
+            }
+            self.dump::<F>(Filter::Destination(None, *port), &mut judge)?;
+            seen.insert(*port);
         }
         Ok(found)
+    }
+
+    /// Calls `take` with each UDP entry to an address and port. Returns whether it could: where the
+    /// kernel cannot be asked for the address, it has to be asked for the port alone.
+    fn dump_destination<F: Family>(
+        &mut self,
+        address: F::Address,
+        port: NonZeroU16,
+        take: &mut impl FnMut(Flow<F>),
+    ) -> Result<bool, ApplyError> {
+        let is_v4 = F::FAMILY == IpFamily::V4;
+        if !is_v4 && self.ipv6_filter == AddressFilter::Wrong {
+            return Ok(false);
+        }
+        let mut wanted = Vec::new();
+        let mut n_others = 0;
+        self.dump::<F>(Filter::Destination(Some(address), port), &mut |flow| {
+            if flow.destination.0 == address {
+                wanted.push(flow);
+            } else {
+                n_others += 1;
+            }
+        })?;
+        let (learned, is_complete) = self.ipv6_filter.learn(wanted.len(), n_others);
+        if !is_v4 {
+            self.ipv6_filter = learned;
+            if !is_complete {
+                return Ok(false);
+            }
+        }
+        wanted.into_iter().for_each(take);
+        Ok(true)
     }
 
     /// Finds the flows into these ranges (address, prefix length) that nobody has ever answered or
@@ -210,13 +282,6 @@ impl Conntrack {
     }
 }
 
-/// The address that the kernel can be asked for.
-///
-/// For IPv6 that is none: asked for an address, kernel 6.18 hands over all entries but those to it.
-fn filter_address<F: Family>(address: F::Address) -> Option<F::Address> {
-    (F::FAMILY == IpFamily::V4).then_some(address)
-}
-
 /// What the kernel is to hand over of its UDP entries. Kernels before 5.8 hand over all, which
 /// [`read_entry`] and the caller sort out.
 #[derive(Clone, Copy)]
@@ -301,4 +366,24 @@ fn read_entry<F: Family>(message: &[u8]) -> Option<Flow<F>> {
         reply_source: (address(reply, source)?, port(reply, CTA_PROTO_SRC_PORT)?),
         identity,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::AddressFilter::{self, Right, Unknown, Wrong};
+
+    #[test]
+    fn an_address_filter_is_known_by_what_comes_back() {
+        // Nothing proves nothing: there may be no entry, or none but those asked for.
+        assert_eq!(Unknown.learn(0, 0), (Unknown, false));
+        assert_eq!(Unknown.learn(2, 0), (Right, true));
+        assert_eq!(Unknown.learn(0, 3), (Wrong, false));
+        // Kernels before 5.8 do not filter at all.
+        assert_eq!(Unknown.learn(1, 3), (Wrong, false));
+        assert_eq!(Right.learn(0, 0), (Right, true));
+        for state in [Unknown, Right, Wrong] {
+            let (after, is_complete): (AddressFilter, _) = state.learn(0, 1);
+            assert_eq!((after, is_complete), (Wrong, false));
+        }
+    }
 }
