@@ -2,10 +2,12 @@
 
 # What a Debian system needs beside Rust: to build, and for the tests and the demo.
 PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 conntrack util-linux valgrind
+# What it takes to boot other kernels; the kernels themselves are downloaded, and not installed.
+MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-system-x86
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test instructions check bless
+.PHONY: help setup demo bench test instructions kernels check bless
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,10 @@ test: setup ## all tests, namespaces with real packets included
 
 instructions: setup ## count the hot loops' instructions, which must not grow
 	$(CARGO) bench --profile instructions --package nftproxy-core --bench instructions
+
+kernels: ## the suites on other kernels, in virtual machines; a quarter of an hour
+	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(MACHINE_PACKAGES)"
+	$(CARGO) run --quiet --package integration --bin kernels -- $(KERNELS)
 
 check: setup ## formatting, lints, docs, dependencies
 	$(CARGO) fmt --check
