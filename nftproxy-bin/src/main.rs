@@ -4,6 +4,7 @@ mod cmd;
 mod config;
 mod daemon;
 mod error;
+mod panic;
 mod source;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn run() -> anyhow::Result<()> {
     };
     let settings = Settings::load(flags)?;
     logging::init(&settings.log);
+    panic::end_process();
     for warning in &settings.warnings {
         warn!("{warning}");
     }

@@ -19,7 +19,6 @@ use crate::config::Settings;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::{health_check_node_port, platform, report};
-use crate::source::client::client;
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -59,12 +58,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 Some(super::node_info(&args.node))
             }
             None => {
-                api::start(
-                    &client(settings).await?,
-                    &node_name,
-                    allow_external_ips,
-                    &sender,
-                );
+                api::start(settings, &node_name, &sender)?;
                 None
             }
         };

@@ -22,6 +22,15 @@ pub(crate) struct ConfigFlags {
     /// URL of the API server, over that of the kubeconfig
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     pub(crate) master: Option<String>,
+    /// URLs of the API servers, over that of the kubeconfig; the first that can be reached is used
+    #[arg(
+        long,
+        value_name = "URL,...",
+        value_delimiter = ',',
+        conflicts_with = "master",
+        help_heading = "Configuration"
+    )]
+    pub(crate) api_servers: Vec<String>,
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME", help_heading = "Configuration")]
     pub(crate) hostname_override: Option<String>,
@@ -120,6 +129,13 @@ const GROUPS: &[Group] = &[
                 "10",
                 "Requests allowed in a burst",
                 |c, v| put(&mut c.client_connection.burst, v),
+            ),
+            value(
+                "kube-api-content-type",
+                "TYPE",
+                "application/vnd.kubernetes.protobuf",
+                "Encoding that is asked of the API server; JSON is always taken",
+                |c, v| put(&mut c.client_connection.content_type, v),
             ),
         ],
     },
@@ -338,9 +354,6 @@ const GROUPS: &[Group] = &[
         heading: None,
         effect: Effect::WithoutFile,
         flags: &[
-            hidden("kube-api-content-type", |c, v| {
-                put(&mut c.client_connection.content_type, v)
-            }),
             hidden("config-sync-period", |c, v| {
                 put(&mut c.config_sync_period, v)
             }),

@@ -12,6 +12,7 @@
 //! opens no connection and looks at nothing of the machine but the file. Entry point:
 //! [`Settings::load`].
 
+mod accept;
 mod address;
 mod decode;
 mod duration;
@@ -41,6 +42,10 @@ pub(crate) struct Settings {
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The API server's URL, over that of the kubeconfig.
     pub(crate) master: Option<String>,
+    /// URLs of API servers, over both; the first that can be reached is used.
+    pub(crate) api_servers: Vec<String>,
+    /// What answers may be encoded in, for the header `Accept`.
+    pub(crate) accept: String,
     /// Requests to the API server per second; a negative number lifts the limit.
     pub(crate) qps: f32,
     pub(crate) burst: u32,
@@ -172,6 +177,7 @@ impl Settings {
 
         let mut settings = validate::settings(&config).map_err(ConfigError::Invalid)?;
         settings.master = flags.master.clone().filter(|url| !url.is_empty());
+        settings.api_servers = flags.api_servers.clone();
         warnings.append(&mut settings.warnings);
         for path in validate::inert_settings(&config) {
             warnings.push(format!("{path} is accepted but has no effect"));

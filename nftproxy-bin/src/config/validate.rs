@@ -10,10 +10,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::accept::accept;
 use super::address::{parse_cidr, parse_ip, parse_socket_address};
 use super::duration::GoDuration;
 use super::features::{FeatureGates, Resolved};
-use super::file::{KubeProxyConfiguration, Logging, PROTOBUF};
+use super::file::{KubeProxyConfiguration, Logging};
 use super::{ConntrackSettings, DetectLocal, LogFormat, LogSettings, NodePortAddresses, Settings};
 
 /// The one earlier minor version whose hidden metrics may be asked for.
@@ -43,12 +44,7 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         let value = config.feature_gates.get(&name).copied().unwrap_or_default();
         checks.fail(&format!("featureGates.{name}"), value, reason);
     }
-    // Only the default asks for protobuf, so only another explicit type deserves a warning.
-    let content_type = &config.client_connection.content_type;
-    if content_type != PROTOBUF && content_type != "application/json" {
-        warnings.push("clientConnection.contentType is accepted but has no effect".to_owned());
-    }
-
+    let accept = accept(&config.client_connection, &mut warnings);
     let burst = config.client_connection.burst;
     let previous_version = &config.show_hidden_metrics_for_version;
     checks.require(
@@ -79,6 +75,8 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         node_name: checks.node_name(&config.hostname_override),
         kubeconfig: non_empty(&config.client_connection.kubeconfig).map(Into::into),
         master: None,
+        api_servers: Vec::new(),
+        accept,
         qps: config.client_connection.qps,
         burst: checks.not_negative("clientConnection.burst", burst),
         bind_address: checks.parsed(
@@ -415,7 +413,6 @@ fn non_empty(text: &str) -> Option<&str> {
 
 /// The fields that are accepted without any effect here; a whole section stands for all its fields.
 const INERT: &[&str] = &[
-    "clientConnection.acceptContentTypes",
     "configSyncPeriod",
     "iptables",
     "ipvs",
@@ -671,9 +668,9 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
         let (config, _) = KubeProxyConfiguration::decode(every_field).unwrap();
         assert_eq!(
             inert_settings(&config).len(),
-            // accept, resync, 5 iptables, 8 ipvs, flush, 4 stream options, vmodule, ports, metrics,
+            // resync, 5 iptables, 8 ipvs, flush, 4 stream options, vmodule, ports, metrics,
             // service, 5 winkernel
-            1 + 1 + 5 + 8 + 1 + 4 + 1 + 1 + 1 + 1 + 5
+            1 + 5 + 8 + 1 + 4 + 1 + 1 + 1 + 1 + 5
         );
     }
 }

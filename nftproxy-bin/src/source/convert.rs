@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::ResourceExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nftproxy_core::engine;
 use nftproxy_core::k8s::{self, Problem};
 use nftproxy_core::model::{ServiceName, SliceName};
@@ -101,6 +101,10 @@ impl Convert<EndpointSlice> for Slices {
     }
 }
 
+fn name(metadata: &ObjectMeta) -> String {
+    metadata.name.clone().unwrap_or_default()
+}
+
 /// Conversion of ServiceCIDRs.
 pub(crate) struct ServiceCidrs;
 
@@ -108,12 +112,15 @@ impl Convert<ServiceCIDR> for ServiceCidrs {
     type Name = String;
 
     fn name(&self, object: &ServiceCIDR) -> String {
-        object.name_any()
+        name(&object.metadata)
     }
 
     fn applied(&self, object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Event {
-        engine::Event::ServiceCidrApplied(object.name_any(), k8s::service_cidrs(object, problems))
-            .into()
+        engine::Event::ServiceCidrApplied(
+            name(&object.metadata),
+            k8s::service_cidrs(object, problems),
+        )
+        .into()
     }
 
     fn deleted(&self, name: String) -> Event {
@@ -132,7 +139,7 @@ impl Convert<core::Node> for Nodes {
     type Name = String;
 
     fn name(&self, object: &core::Node) -> String {
-        object.name_any()
+        name(&object.metadata)
     }
 
     fn applied(&self, object: &core::Node, _: &mut Vec<Problem>) -> Event {

@@ -5,7 +5,6 @@
 
 pub(crate) mod addresses;
 pub(crate) mod api;
-pub(crate) mod client;
 mod convert;
 mod event;
 pub(crate) mod files;

@@ -1,0 +1,23 @@
+//! What a panic does: it ends the process, so that none stays up and does nothing.
+
+use tracing::error;
+
+/// The exit code of a Rust program whose main thread panics.
+const EXIT_CODE: i32 = 101;
+
+/// Has any panic from now on, on whatever thread and in whatever task, be logged on one line and
+/// end the process. The rules stay in the kernel.
+pub(crate) fn end_process() {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string);
+        let place = place.as_deref().unwrap_or("an unknown place");
+        let thread = std::thread::current();
+        error!(
+            thread = thread.name().unwrap_or_default(),
+            "panic at {place}: {}",
+            message.replace('\n', "; ")
+        );
+        std::process::exit(EXIT_CODE);
+    }));
+}

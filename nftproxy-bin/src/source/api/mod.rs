@@ -1,0 +1,133 @@
+//! From API servers' watch streams to events.
+//!
+//! Each object is converted as it arrives and dropped; nothing here stores any. A watch that
+//! breaks is resumed where it was, or listed again, and the end of a list says which objects are
+//! left, so nothing is lost on the way.
+//!
+//! ```text
+//! access ── url, proxy, tls, credentials ──┐
+//!                                          ▼
+//! reflector ── query ──▶ client ── limit ──▶ connect ──▶ API server
+//!     ▲  │                                                  │
+//!     │  └── recovery, backoff                              │
+//!     └──────── wire ◀── frames, list ◀─────────────────────┘
+//! ```
+
+mod access;
+mod backoff;
+mod client;
+mod connect;
+mod credentials;
+mod exec;
+mod failure;
+mod frames;
+mod limit;
+mod list;
+mod proxy;
+mod query;
+mod recovery;
+mod reflector;
+mod status;
+mod tls;
+mod url;
+mod wire;
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use nftproxy_core::k8s::{LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME};
+use tokio::sync::mpsc::Sender;
+
+use self::access::Access;
+use self::client::Client;
+use self::limit::Limit;
+use self::recovery::Recovery;
+use self::reflector::{Reflector, Resource};
+use super::Event;
+use super::convert::{Nodes, ServiceCidrs, Services, Slices};
+use crate::config::Settings;
+
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+///
+/// # Errors
+///
+/// Fails if the settings, or the files that they name, cannot be used. A server that cannot be
+/// reached is no error: it is waited for.
+pub(crate) fn start(
+    settings: &Settings,
+    node_name: &str,
+    events: &Sender<Event>,
+) -> anyhow::Result<()> {
+    let accept = HeaderValue::try_from(settings.accept.as_str())?;
+    let limit = Limit::new(settings.qps, settings.burst);
+    let client = Arc::new(Client::new(Access::new(settings)?, accept, limit));
+    let recovery = Arc::new(Recovery::new());
+
+    macro_rules! follow {
+        ($object:ty, $convert:expr, $resource:expr) => {
+            tokio::spawn(
+                Reflector::<$object, _>::new(
+                    client.clone(),
+                    recovery.clone(),
+                    $resource,
+                    $convert,
+                    events.clone(),
+                )
+                .run(),
+            )
+        };
+    }
+    follow!(
+        core::Service,
+        Services {
+            allow_external_ips: settings.feature_gates.allow_service_external_ips,
+        },
+        Resource {
+            kind: "Service",
+            path: "/api/v1/services",
+            labels: format!("!{LABEL_SERVICE_PROXY_NAME}"),
+            // Servers before 1.32 do not know it; headless Services are left out here as well.
+            fields: "spec.clusterIP!=None".to_owned(),
+            can_do_without_fields: true,
+        }
+    );
+    follow!(
+        EndpointSlice,
+        Slices {
+            node_name: node_name.to_owned(),
+        },
+        Resource {
+            kind: "EndpointSlice",
+            path: "/apis/discovery.k8s.io/v1/endpointslices",
+            labels: format!("!{LABEL_HEADLESS}"),
+            fields: String::new(),
+            can_do_without_fields: false,
+        }
+    );
+    follow!(
+        ServiceCIDR,
+        ServiceCidrs,
+        Resource {
+            kind: "ServiceCIDR",
+            path: "/apis/networking.k8s.io/v1/servicecidrs",
+            labels: String::new(),
+            fields: String::new(),
+            can_do_without_fields: false,
+        }
+    );
+    follow!(
+        core::Node,
+        Nodes,
+        Resource {
+            kind: "Node",
+            path: "/api/v1/nodes",
+            labels: String::new(),
+            fields: format!("metadata.name={node_name}"),
+            can_do_without_fields: false,
+        }
+    );
+    Ok(())
+}

@@ -1,0 +1,168 @@
+//! What one watch learns serves all: whoever waits after a failure is woken when a request of
+//! another works again, and one of them looks for the server more often than the others.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::backoff;
+use super::failure::Failure;
+
+/// What all watches share.
+pub(super) struct Recovery {
+    /// Counts the times that something worked again.
+    works: tokio::sync::watch::Sender<u64>,
+    is_searching: AtomicBool,
+}
+
+/// One watch's failures in a row.
+#[derive(Default)]
+pub(super) struct Streak {
+    n_failures: u32,
+    since: Option<Instant>,
+}
+
+impl Streak {
+    /// Whether there was a failure, and nothing has worked since.
+    pub(super) fn goes_on(&self) -> bool {
+        self.n_failures > 0
+    }
+
+    /// Counts a failure that nobody waits for.
+    pub(super) fn begin(&mut self) {
+        self.n_failures += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+}
+
+impl Recovery {
+    pub(super) fn new() -> Self {
+        Self {
+            works: tokio::sync::watch::Sender::new(0),
+            is_searching: AtomicBool::new(false),
+        }
+    }
+
+    /// Tells those who wait that the server is there.
+    pub(super) fn works(&self) {
+        self.works.send_modify(|n| *n += 1);
+    }
+
+    /// Waits as long as it must be before the next attempt.
+    pub(super) async fn wait(&self, streak: &mut Streak, failure: &Failure) {
+        let n_failures = streak.n_failures;
+        streak.n_failures = n_failures.saturating_add(1);
+        let since = *streak.since.get_or_insert_with(Instant::now);
+        if let Some(pause) = failure.retry_after() {
+            // The server knows why; nobody wakes us earlier.
+            let margin = backoff::part_of(pause / 4);
+            sleep(pause.max(backoff::pause(0)) + margin).await;
+            return;
+        }
+        if !failure.is_outage() {
+            sleep(backoff::pause(n_failures)).await;
+            return;
+        }
+        if n_failures == 0 && failure.is_broken() {
+            // All nodes lost the server in the same moment; most likely another is there.
+            sleep(backoff::part_of(Duration::from_millis(500))).await;
+            return;
+        }
+        let mut works = self.works.subscribe();
+        let search = self.search();
+        let pause = match &search {
+            Some(_) => backoff::search_pause(n_failures, since.elapsed()),
+            None => backoff::pause(n_failures),
+        };
+        tokio::select! {
+            () = sleep(pause) => {}
+            // Nobody sends any more when everything ends.
+            _ = works.changed() => {}
+        }
+    }
+
+    /// Makes the caller the one who searches, if nobody does. It lasts for a pause, so that the
+    /// next one may be another's.
+    fn search(&self) -> Option<Search<'_>> {
+        let was_searching = self.is_searching.swap(true, Ordering::Relaxed);
+        (!was_searching).then(|| Search(self))
+    }
+}
+
+struct Search<'a>(&'a Recovery);
+
+impl Drop for Search<'_> {
+    fn drop(&mut self) {
+        self.0.is_searching.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn refusal(code: u16, retry_after: Option<u64>) -> Failure {
+        Failure::Answer {
+            code,
+            reason: String::new(),
+            message: String::new(),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    async fn seconds(recovery: &Recovery, streak: &mut Streak, failure: &Failure) -> f64 {
+        let start = Instant::now();
+        recovery.wait(streak, failure).await;
+        start.elapsed().as_secs_f64()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watches_that_end_at_once_wait_ever_longer() {
+        let recovery = Recovery::new();
+        let mut streak = Streak::default();
+        for full in [0.8, 1.6, 3.2, 6.4, 12.8, 24.0, 24.0] {
+            let waited = seconds(&recovery, &mut streak, &Failure::Short).await;
+            assert!((full..full * 1.26 + 0.01).contains(&waited), "{waited}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_searches_and_wakes_the_others() {
+        let recovery = Arc::new(Recovery::new());
+        let others: Vec<_> = (0..3)
+            .map(|_| {
+                let recovery = recovery.clone();
+                tokio::spawn(async move {
+                    let mut streak = Streak {
+                        n_failures: 9,
+                        since: None,
+                    };
+                    seconds(&recovery, &mut streak, &refusal(503, None)).await
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let n_done = others.iter().filter(|other| other.is_finished()).count();
+        assert_eq!(n_done, 1, "one searches");
+        recovery.works();
+        for other in others {
+            assert!(other.await.unwrap() < 3.1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retry_after_is_honoured_even_if_others_succeed() {
+        let recovery = Arc::new(Recovery::new());
+        let waker = recovery.clone();
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(1)).await;
+            waker.works();
+        });
+        let mut streak = Streak::default();
+        let waited = seconds(&recovery, &mut streak, &refusal(429, Some(8))).await;
+        assert!((8.0..10.1).contains(&waited), "{waited}");
+    }
+}
