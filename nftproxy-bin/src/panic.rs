@@ -9,7 +9,10 @@ const EXIT_CODE: i32 = 101;
 /// end the process. The rules stay in the kernel.
 pub(crate) fn end_process() {
     std::panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("no message");
+        let payload = panic.payload();
+        let owned = payload.downcast_ref::<String>().map(String::as_str);
+        let message = owned.or_else(|| payload.downcast_ref::<&str>().copied());
+        let message = message.unwrap_or("no message");
         let place = panic.location().map(ToString::to_string);
         let place = place.as_deref().unwrap_or("an unknown place");
         let thread = std::thread::current();

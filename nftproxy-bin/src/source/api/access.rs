@@ -3,7 +3,6 @@
 //!
 //! Nothing is connected here. Entry point: [`Access::new`].
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -176,8 +175,7 @@ fn impersonation(user: &AuthInfo) -> anyhow::Result<Vec<(HeaderName, HeaderValue
     for group in user.impersonate_groups.iter().flatten() {
         add("impersonate-group", group)?;
     }
-    let extra = user.impersonate_user_extra.iter().flat_map(HashMap::iter);
-    for (key, values) in extra {
+    for (key, values) in user.impersonate_user_extra.iter().flatten() {
         for value in values {
             add(&format!("impersonate-extra-{key}"), value)?;
         }

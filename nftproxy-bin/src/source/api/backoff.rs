@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn pauses_differ() {
-        let pauses: std::collections::HashSet<_> = (0..100).map(|_| pause(0)).collect();
+        let pauses: std::collections::BTreeSet<_> = (0..100).map(|_| pause(0)).collect();
         assert!(pauses.len() > 90);
     }
 }

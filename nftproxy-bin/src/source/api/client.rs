@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use super::access::{Access, Server};
 use super::backoff;
-use super::connect::{self, Body, Sender, Way, connect};
+use super::connect::{Body, Sender, Way, connect};
 use super::credentials::Credentials;
 use super::failure::{Failure, cause};
 use super::limit::Limit;
@@ -348,10 +348,9 @@ impl Client {
         };
         connect(way).await.map_err(|error| {
             let text = chain(&error);
-            // The kernel, or TLS, does not say which server it was.
-            match &error {
-                connect::ConnectError::Tcp(..) => text,
-                _ => format!("{}: {text}", server.url),
+            match &server.proxy {
+                Some(proxy) => format!("{} by proxy {}: {text}", server.url, proxy.url),
+                None => format!("{}: {text}", server.url),
             }
         })
     }

@@ -23,7 +23,7 @@ pub(super) enum Credentials {
     Fixed(HeaderValue),
     TokenFile(TokenFile),
     /// A program hands out tokens, or certificates.
-    Exec(Exec),
+    Exec(Box<Exec>),
 }
 
 impl Credentials {
@@ -51,7 +51,7 @@ impl Credentials {
                 .map(Self::Fixed);
         }
         if let Some(exec) = &user.exec {
-            return Ok(Self::Exec(Exec::new(exec.clone())?));
+            return Ok(Self::Exec(Box::new(Exec::new(exec.clone())?)));
         }
         Ok(Self::None)
     }

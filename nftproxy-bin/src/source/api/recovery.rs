@@ -1,7 +1,9 @@
 //! What one watch learns serves all: whoever waits after a failure is woken when a request of
 //! another works again, and one of them looks for the server more often than the others.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -14,6 +16,8 @@ pub(super) struct Recovery {
     /// Counts the times that something worked again.
     works: tokio::sync::watch::Sender<u64>,
     is_searching: AtomicBool,
+    /// Why watches fail now, by kind, as it was logged.
+    causes: Mutex<BTreeMap<&'static str, String>>,
 }
 
 /// One watch's failures in a row.
@@ -41,12 +45,30 @@ impl Recovery {
         Self {
             works: tokio::sync::watch::Sender::new(0),
             is_searching: AtomicBool::new(false),
+            causes: Mutex::default(),
         }
     }
 
     /// Tells those who wait that the server is there.
     pub(super) fn works(&self) {
         self.works.send_modify(|n| *n += 1);
+    }
+
+    /// A watch fails for this cause. Whether that is news: neither known of it, nor of another.
+    pub(super) fn is_news(&self, kind: &'static str, cause: &str) -> bool {
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known = causes.values().any(|known| known == cause);
+        causes.insert(kind, cause.to_owned());
+        !is_known
+    }
+
+    /// A watch works. Whether that is news: it is the last one that failed for its cause.
+    pub(super) fn is_over(&self, kind: &'static str) -> bool {
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        causes.remove(kind).is_some_and(|cause| {
+            let mut others = causes.values();
+            !others.any(|other| *other == cause)
+        })
     }
 
     /// Waits as long as it must be before the next attempt.
@@ -151,6 +173,20 @@ mod tests {
         for other in others {
             assert!(other.await.unwrap() < 3.1);
         }
+    }
+
+    #[test]
+    fn what_all_watches_suffer_is_said_once() {
+        let recovery = Recovery::new();
+        assert!(recovery.is_news("Service", "a"));
+        assert!(!recovery.is_news("Service", "a"));
+        assert!(!recovery.is_news("Node", "a"));
+        assert!(recovery.is_news("Node", "b"));
+        assert!(recovery.is_over("Service"));
+        assert!(!recovery.is_news("Service", "b"));
+        assert!(!recovery.is_over("Service"));
+        assert!(recovery.is_over("Node"));
+        assert!(!recovery.is_over("Node"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -102,8 +102,6 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     refused: Vec<Refused>,
     server: usize,
     streak: Streak,
-    /// What was logged of the streak.
-    cause: Option<String>,
     n_short: u32,
     kind: std::marker::PhantomData<fn() -> K>,
 }
@@ -154,7 +152,6 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             refused,
             server: 0,
             streak: Streak::default(),
-            cause: None,
             n_short: 0,
             kind: std::marker::PhantomData,
         }
@@ -187,10 +184,10 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             // It has been logged for all, and the next request waits for its turn.
             return;
         }
-        let cause = failure.cause();
-        if self.cause.as_ref() != Some(&cause) {
+        if self.recovery.is_news(kind, &failure.cause()) {
             warn!(kind, error = %failure, "watch failed; retrying");
-            self.cause = Some(cause);
+        } else {
+            debug!(kind, error = %failure, "watch failed; retrying");
         }
         if self.resumes_too_late(&failure) {
             let had_version = self.version.take().is_some();
@@ -228,12 +225,12 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
     }
 
     fn is_failing(&self) -> bool {
-        self.cause.is_some() || self.streak.goes_on()
+        self.streak.goes_on()
     }
 
     /// The server is as it should be.
     fn works(&mut self) {
-        if self.cause.take().is_some() {
+        if self.recovery.is_over(self.resource.kind) {
             info!(kind = self.resource.kind, "watch works again");
         }
         self.streak = Streak::default();
