@@ -131,3 +131,6 @@ pub(crate) fn start(
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
