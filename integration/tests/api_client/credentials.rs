@@ -67,6 +67,11 @@ fn what_cannot_be_used_ends_the_process_with_one_line() {
                 "",
                 "certificate-authority",
             ),
+            (
+                "server: 'https://a', certificate-authority: missing.crt",
+                "",
+                "missing.crt",
+            ),
             ("server: 'http://a', proxy-url: 'ftp://x'", "", "ftp://x"),
         ] {
             let path = kubeconfig(folder.path(), cluster, user);

@@ -154,3 +154,32 @@ fn one_bad_object_stops_nothing() {
         daemon.wait_for_log("namespace=\"a\" name=\"bad\"").unwrap();
     });
 }
+
+/// ServiceCIDRs came with 1.33; a server that has none is asked once, and is no failure.
+#[test]
+fn servers_without_service_cidrs_are_served_as_well() {
+    in_sandbox(|| {
+        let namespace = node();
+        let server = Scripted::start(&namespace, |request| {
+            if request.is_for("servicecidrs") {
+                Answer::refuse(404, "the server could not find the requested resource")
+            } else {
+                Answer::plain(request)
+            }
+        });
+        let mut daemon = start(&namespace, &["--master", &server.url()]);
+        daemon
+            .wait_for_log("the API server has none of this kind kind=\"ServiceCIDR\"")
+            .unwrap();
+        daemon
+            .wait_for_log("list complete kind=\"Service\"")
+            .unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let requests = server.requests();
+        assert_eq!(
+            requests.iter().filter(|r| r.is_for("servicecidrs")).count(),
+            1
+        );
+        assert!(!daemon.log().contains("watch failed"), "{}", daemon.log());
+    });
+}

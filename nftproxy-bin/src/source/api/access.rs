@@ -91,6 +91,12 @@ impl Access {
             ensure!(!server.is_empty(), "its cluster has no server");
             vec![parse("server", server)?]
         };
+        let credentials = Credentials::new(&user)?;
+        let is_https = |url: &Uri| url.scheme_str() == Some("https");
+        if urls.iter().any(is_https) && !matches!(credentials, Credentials::Exec(_)) {
+            // What is no good now is told now.
+            tls.config(None)?;
+        }
         let environment = |name: &str| std::env::var(name).ok();
         let proxies = Proxies::new(cluster.proxy_url.as_deref(), environment, |problem| {
             warn!("{problem}");
@@ -103,7 +109,7 @@ impl Access {
             servers: servers.collect(),
             tls,
             tls_server_name: cluster.tls_server_name.filter(|name| !name.is_empty()),
-            credentials: Credentials::new(&user)?,
+            credentials,
             headers: impersonation(&user)?,
         })
     }

@@ -108,8 +108,9 @@ impl Client {
     pub(super) async fn get(&self, path: &str) -> Result<Response, Failure> {
         let mut is_renewed = false;
         loop {
-            self.limit.take().await;
             let ready = self.ready(false).await?;
+            // Attempts to connect are not counted, so that they use nothing up.
+            self.limit.take().await;
             let (response, server) = match self.send(ready, path).await {
                 // The server closed it before the request arrived, which is its right.
                 Err((error, true)) if error.is_broken() => {

@@ -39,11 +39,16 @@ impl Failure {
         matches!(self, Self::Broken(_))
     }
 
+    /// Whether the server has no objects of this kind at all.
+    pub(super) fn is_absent(&self) -> bool {
+        matches!(self, Self::Answer { code: 404, .. })
+    }
+
     /// Whether the request was understood, and refused for what it asks.
     pub(super) fn is_refusal(&self) -> bool {
         match self {
             Self::Answer { code, .. } => {
-                !matches!(code, 401 | 403 | 408 | 410 | 429 | 502 | 503 | 504)
+                !matches!(code, 401 | 403 | 404 | 408 | 410 | 429 | 502 | 503 | 504)
             }
             Self::NoList => true,
             _ => false,

@@ -92,6 +92,7 @@ pub(crate) fn start(
             // Servers before 1.32 do not know it; headless Services are left out here as well.
             fields: "spec.clusterIP!=None".to_owned(),
             can_do_without_fields: true,
+            is_optional: false,
         }
     );
     follow!(
@@ -105,6 +106,7 @@ pub(crate) fn start(
             labels: format!("!{LABEL_HEADLESS}"),
             fields: String::new(),
             can_do_without_fields: false,
+            is_optional: false,
         }
     );
     follow!(
@@ -116,6 +118,8 @@ pub(crate) fn start(
             labels: String::new(),
             fields: String::new(),
             can_do_without_fields: false,
+            // Servers before 1.33 have none.
+            is_optional: true,
         }
     );
     follow!(
@@ -127,6 +131,7 @@ pub(crate) fn start(
             labels: String::new(),
             fields: format!("metadata.name={node_name}"),
             can_do_without_fields: false,
+            is_optional: false,
         }
     );
     Ok(())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use tokio::sync::mpsc::Sender;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::backoff;
@@ -44,6 +44,10 @@ const LIFE: Duration = Duration::from_secs(5);
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// So many short watches in a row may end with events; more are a failure.
 const MAX_SHORT: u32 = 2;
+/// How often a server is asked for a kind that it does not have.
+const ABSENCE: Duration = Duration::from_secs(600);
+/// Watches that many nodes lost together begin anew over this time.
+const SPREAD: Duration = Duration::from_millis(500);
 /// A server that is better by then is asked again for what it refused.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -56,6 +60,8 @@ pub(super) struct Resource {
     pub(super) fields: String,
     /// Whether the field selector only saves traffic, so that a server may do without.
     pub(super) can_do_without_fields: bool,
+    /// Whether a server may not have the kind at all.
+    pub(super) is_optional: bool,
 }
 
 /// The ways to list, the best first.
@@ -167,7 +173,13 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             let failure = match result {
                 Ok(Some(watched)) => match self.judge(&watched) {
                     Some(failure) => failure,
-                    None => continue,
+                    None => {
+                        if watched.lived < WATCH_TIME {
+                            // The server stops, perhaps, and has told all nodes.
+                            sleep(backoff::part_of(SPREAD)).await;
+                        }
+                        continue;
+                    }
                 },
                 Ok(None) => continue,
                 Err(Stop::NobodyListens) => return,
@@ -182,6 +194,13 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         let kind = self.resource.kind;
         if matches!(failure, Failure::Unreachable) {
             // It has been logged for all, and the next request waits for its turn.
+            return;
+        }
+        if self.resource.is_optional && failure.is_absent() {
+            if self.recovery.is_news(kind, &failure.cause()) {
+                info!(kind, "the API server has none of this kind");
+            }
+            sleep(ABSENCE + backoff::part_of(ABSENCE)).await;
             return;
         }
         if self.recovery.is_news(kind, &failure.cause()) {
