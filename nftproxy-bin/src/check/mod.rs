@@ -47,7 +47,10 @@ pub(crate) fn surroundings(settings: &Settings, families: &[IpFamily]) -> Vec<Fi
     let families: Vec<IpFamily> = families.iter().filter(has_pods).copied().collect();
     let mut findings = host::forwarding(&families);
     findings.extend(host::bridges(settings, &families));
-    findings.extend(neighbours::neighbours());
+    // Who may not ask has been told so.
+    if !families.is_empty() {
+        findings.extend(neighbours::neighbours());
+    }
     findings
 }
 

@@ -63,8 +63,8 @@ impl Kernel {
         }
     }
 
-    /// Why something is not there that takes these options and modules; each takes those before
-    /// it. `refusal` is what the kernel said.
+    /// Why something is not there that takes these options and modules, each after those that it
+    /// takes. `refusal` is what the kernel said.
     pub(super) fn why(&self, options: &[&str], modules: &[&str], refusal: &str) -> Why {
         let config = self.config();
         let built = |option: &str| config.as_deref().map(|config| built(config, option));
@@ -77,12 +77,16 @@ impl Kernel {
                 advice: "boot a kernel that has it".into(),
             };
         }
-        let mut unseen = None;
-        for module in modules {
-            match self.module(module) {
-                Module::Present => {}
-                Module::Unknown => unseen = unseen.or(Some(module)),
-                Module::Loadable => return self.why_not_loaded(module),
+        let is_built_in = options
+            .iter()
+            .any(|option| built(option) == Some(Built::In));
+        let states: Vec<_> = modules
+            .iter()
+            .map(|module| (*module, self.module(module)))
+            .collect();
+        // What does not exist explains why others cannot be loaded.
+        for (module, state) in &states {
+            match state {
                 Module::Lost(path) => {
                     return Why {
                         reason: format!(
@@ -92,9 +96,8 @@ impl Kernel {
                         advice: format!("install the modules of kernel {} again", self.release),
                     };
                 }
-                // An option that is built in leaves no trace where there is no list of such.
-                Module::Absent if options.iter().any(|o| built(o) == Some(Built::In)) => {}
-                Module::Absent => {
+                // One that is built in leaves no trace where there is no list of such.
+                Module::Absent if !is_built_in => {
                     return Why {
                         reason: format!(
                             "module {module} does not exist for kernel {}",
@@ -105,15 +108,27 @@ impl Kernel {
                             .into(),
                     };
                 }
+                _ => {}
             }
         }
-        if let Some(module) = unseen {
-            return Why {
-                reason: format!(
-                    "module {module} is not loaded, and whether it exists cannot be seen from here"
-                ),
-                advice: format!("on the node itself, `modprobe {module}` loads it or says why not"),
-            };
+        // The kernel asks for the last one, which brings the others along.
+        let missing = states
+            .iter()
+            .rfind(|(_, state)| matches!(state, Module::Loadable | Module::Unknown));
+        match missing {
+            Some((module, Module::Loadable)) => return self.why_not_loaded(module),
+            Some((module, _)) => {
+                return Why {
+                    reason: format!(
+                        "module {module} is not loaded, and whether it exists cannot be seen from \
+                         here"
+                    ),
+                    advice: format!(
+                        "on the node itself, `modprobe {module}` loads it or says why not"
+                    ),
+                };
+            }
+            None => {}
         }
         Why {
             reason: format!("the kernel refuses it: {refusal}"),
@@ -387,6 +402,30 @@ mod tests {
         assert_eq!(
             cannot(&[("proc/cmdline", "quiet modprobe.blacklist=a,nft_numgen\n")]),
             "modprobe.blacklist= on the kernel's command line forbids it"
+        );
+    }
+
+    #[test]
+    fn of_several_modules_the_one_that_is_missing_is_named() {
+        let dep = "kernel/nf_reject_ipv4.ko:\nkernel/nft_reject.ko:\n";
+        let folder = "lib/modules/6.1.0-13-amd64";
+        let (_root, kernel) = node(&[
+            (&format!("{folder}/modules.dep"), dep),
+            (&format!("{folder}/kernel/nf_reject_ipv4.ko"), ""),
+            (&format!("{folder}/kernel/nft_reject.ko"), ""),
+        ]);
+        let why = kernel.why(
+            &[],
+            &["nf_reject_ipv4", "nft_reject", "nft_reject_ipv4"],
+            "",
+        );
+        let wanted = "module nft_reject_ipv4 does not exist for kernel 6.1.0-13-amd64";
+        assert_eq!(why.reason, wanted);
+        let why = kernel.why(&[], &["nf_reject_ipv4", "nft_reject"], "");
+        assert!(
+            why.reason.starts_with("module nft_reject exists"),
+            "{}",
+            why.reason
         );
     }
 
