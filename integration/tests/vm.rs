@@ -107,24 +107,26 @@ fn file(module: &str) -> Option<PathBuf> {
     Some(path.into())
 }
 
-/// Takes modules out of the kernel, with those that need them.
-fn unload() {
+/// Takes a module out of the kernel, with those that need it.
+fn unload(module: &str) {
     // A namespace that is gone may hold its tables for a moment.
     let deadline = Instant::now() + Duration::from_secs(20);
-    let left = || -> Vec<String> {
+    while is_loaded(module) {
+        assert!(Instant::now() < deadline, "{module} stays in use");
         let modules = fs::read_to_string("/proc/modules").unwrap();
-        let names = modules.lines().filter_map(|line| line.split(' ').next());
-        let is_ours = |name: &&str| name.starts_with("nf") || *name == "br_netfilter";
-        names.filter(is_ours).map(str::to_owned).collect()
-    };
-    while !left().is_empty() {
-        assert!(Instant::now() < deadline, "in use: {:?}", left());
-        // One that others need goes after those.
-        let _ = Command::new("modprobe")
-            .args(["--remove", "--all"])
-            .args(left())
-            .output();
-        thread::sleep(Duration::from_millis(20));
+        let mut in_the_way = vec![module];
+        // Whoever needs one of them goes before it.
+        let mut at = 0;
+        while let Some(needed) = in_the_way.get(at) {
+            let line = modules
+                .lines()
+                .find(|line| line.split(' ').next() == Some(needed));
+            let users = line.and_then(|line| line.split(' ').nth(3));
+            let users = users.unwrap_or_default().split(',');
+            in_the_way.extend(users.filter(|user| !user.is_empty() && *user != "-"));
+            at += 1;
+        }
+        let _ = Command::new("rmmod").args(in_the_way.iter().rev()).output();
     }
 }
 
@@ -136,8 +138,7 @@ fn nftproxy(arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
-/// `nftproxy check` and `nftproxy run` fail, and their words have this; then the modules are taken
-/// out again.
+/// `nftproxy check` and `nftproxy run` fail, and their words have this.
 #[track_caller]
 fn assert_both_say(wanted: &[&str]) {
     for (arguments, fails) in [
@@ -150,7 +151,6 @@ fn assert_both_say(wanted: &[&str]) {
             assert!(text.contains(wanted), "{wanted} is missing from {text}");
         }
     }
-    unload();
 }
 
 fn depmod() {
@@ -185,15 +185,14 @@ fn a_missing_module_is_named() {
     if file("nf_tables").is_none() {
         return unsupported("this kernel has nf_tables built in");
     }
-    unload();
     let (code, text) = nftproxy(&["check", "--allow-warnings"]);
     assert_eq!(code, Some(0), "{text}");
-    unload();
     for (module, part) in MODULES {
         let Some(path) = file(module) else {
             println!("{module} is built in");
             continue;
         };
+        unload(module);
         let _hidden = Hidden::new(&path);
         assert_both_say(&[
             &format!("the kernel has no {part}"),
@@ -222,7 +221,7 @@ fn a_family_goes_without_the_other() {
     let Some(path) = file("nft_fib_ipv6") else {
         return unsupported("this kernel has nft_fib_ipv6 built in");
     };
-    unload();
+    unload("nft_fib_ipv6");
     let _hidden = Hidden::new(&path);
     let missing = "no table ip6 nftproxy: the kernel has no fib expressions for IPv6, as module \
                    nft_fib_ipv6 does not exist: its file";
@@ -254,7 +253,7 @@ fn a_module_that_cannot_be_loaded_is_told_why() {
     if file("nft_numgen").is_none() {
         return unsupported("this kernel has nft_numgen built in");
     }
-    unload();
+    unload("nft_numgen");
     let usual = fs::read_to_string(MODPROBE).unwrap();
     let usual = usual.trim();
     let cannot = "exists and cannot be loaded: ";
@@ -285,7 +284,7 @@ fn connection_tracking_that_cannot_be_asked_is_warned_of() {
     let Some(path) = file("nf_conntrack_netlink") else {
         return unsupported("this kernel has nf_conntrack_netlink built in");
     };
-    unload();
+    unload("nf_conntrack_netlink");
     let _hidden = Hidden::new(&path);
     let (code, text) = nftproxy(&["check"]);
     assert_eq!(code, Some(1), "{text}");

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use crate::list::{Kernel, run};
 
 /// What the tests, the product or the kernel itself call.
-const PROGRAMS: [&str; 11] = [
+const PROGRAMS: [&str; 12] = [
     "busybox",
     "cat",
     "conntrack",
@@ -20,6 +20,7 @@ const PROGRAMS: [&str; 11] = [
     "ip",
     "modprobe",
     "nft",
+    "rmmod",
     "setarch",
     "setpriv",
     "sh",
