@@ -60,7 +60,7 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             continue;
         }
         let has_chain = |start: &&str| chains.iter().any(|chain| chain.starts_with(start));
-        if name == KUBE_PROXY_TABLE || KUBE_PROXY_CHAINS.iter().any(|start| has_chain(start)) {
+        if name == KUBE_PROXY_TABLE || KUBE_PROXY_CHAINS.iter().any(has_chain) {
             findings.push(Finding::warning(
                 "neighbours",
                 format!(
