@@ -420,8 +420,8 @@ fn hopeless_starts_say_why() {
         let missing = folder.path().join("missing");
         let missing = missing.to_str().unwrap();
         for (arguments, message) in [
-            (&["run", "--kubeconfig", broken][..], "reading kubeconfig"),
-            (&["run", "--kubeconfig", missing], "reading kubeconfig"),
+            (&["run", "--kubeconfig", broken][..], "using kubeconfig"),
+            (&["run", "--kubeconfig", missing], "using kubeconfig"),
             (
                 &["run", "--config", missing],
                 "failed to read configuration file",

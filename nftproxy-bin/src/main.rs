@@ -17,7 +17,11 @@ use tracing::{error, warn};
 /// What `nftproxy check` ends with if it cannot tell.
 const CANNOT_TELL: u8 = 2;
 
+/// What a process that panics ends with, as Rust's own do.
+const PANICKED: i32 = 101;
+
 fn main() -> ExitCode {
+    end_with_any_panic();
     let command = Cli::parse_from_env();
     run(&command).unwrap_or_else(|error| {
         // Before logging is set up there is nowhere else to say it.
@@ -32,6 +36,16 @@ fn main() -> ExitCode {
             Command::Run(_) | Command::Render(_) => ExitCode::FAILURE,
         }
     })
+}
+
+/// A thread or task that panics takes the process with it, rather than leaving it up and useless.
+fn end_with_any_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        error!("{panic}");
+        std::process::exit(PANICKED);
+    }));
 }
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {

@@ -13,6 +13,7 @@ use nftproxy_core::host;
 use nftproxy_core::model::{IpFamily, V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
 use super::args::RunArgs;
@@ -21,9 +22,9 @@ use crate::config::Settings;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::{health_check_node_port, report};
-use crate::source::client::client;
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
+use crate::source::server::Server;
 use crate::source::{Event, addresses, api};
 
 /// Events that may wait for a sync to finish; whoever has more waits with them.
@@ -44,26 +45,19 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         .context("starting the runtime")?;
     runtime.block_on(async {
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
+        let mut tasks = JoinSet::new();
         let node_info = match &args.manifests {
             Some(path) => {
                 // The watch comes first, so that no change is missed in between.
                 let watcher = manifests::watch(path)?;
                 let source = Source::open(path)?;
-                tokio::spawn(follow(
-                    source,
-                    watcher,
-                    Converter::new(&node_name, allow_external_ips),
-                    sender.clone(),
-                ));
+                let converter = Converter::new(&node_name, allow_external_ips);
+                tasks.spawn(follow(source, watcher, converter, sender.clone()));
                 Some(super::node_info(&args.node))
             }
             None => {
-                api::start(
-                    &client(settings).await?,
-                    &node_name,
-                    allow_external_ips,
-                    &sender,
-                );
+                let server = Server::open(settings).await?;
+                tasks = api::start(server, &node_name, allow_external_ips, &sender);
                 None
             }
         };
@@ -101,6 +95,10 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => info!("stopped by SIGTERM; the rules stay in force"),
             _ = interrupt.recv() => info!("stopped by SIGINT; the rules stay in force"),
+            // They run for ever, and end by a panic only, which was printed.
+            Some(ended) = tasks.join_next() => {
+                bail!("a task that follows objects has ended: {ended:?}");
+            }
             result = stopped => {
                 return result.context("the proxy's loop has ended")?.context("syncing the rules");
             }

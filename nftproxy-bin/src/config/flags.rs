@@ -22,6 +22,15 @@ pub(crate) struct ConfigFlags {
     /// URL of the API server, over that of the kubeconfig
     #[arg(long, value_name = "URL", help_heading = "Configuration")]
     pub(crate) master: Option<String>,
+    /// URLs of API servers that are the same, over those above; the next one is asked when one does
+    /// not answer
+    #[arg(
+        long,
+        value_name = "URL,…",
+        value_delimiter = ',',
+        help_heading = "Configuration"
+    )]
+    pub(crate) api_servers: Vec<String>,
     /// Name of this node [default: the host name]
     #[arg(long, value_name = "NAME", help_heading = "Configuration")]
     pub(crate) hostname_override: Option<String>,

@@ -41,6 +41,10 @@ pub(crate) struct Settings {
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The API server's URL, over that of the kubeconfig.
     pub(crate) master: Option<String>,
+    /// API servers that are the same to us, over those above; none unless given.
+    pub(crate) api_servers: Vec<String>,
+    /// Encodings that the API server may answer in, as `Accept` has them.
+    pub(crate) accept: String,
     /// Requests to the API server per second; a negative number lifts the limit.
     pub(crate) qps: f32,
     pub(crate) burst: u32,
@@ -172,6 +176,7 @@ impl Settings {
 
         let mut settings = validate::settings(&config).map_err(ConfigError::Invalid)?;
         settings.master = flags.master.clone().filter(|url| !url.is_empty());
+        settings.api_servers.clone_from(&flags.api_servers);
         warnings.append(&mut settings.warnings);
         for path in validate::inert_settings(&config) {
             warnings.push(format!("{path} is accepted but has no effect"));

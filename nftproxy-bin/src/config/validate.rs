@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::address::{parse_cidr, parse_ip, parse_socket_address};
 use super::duration::GoDuration;
 use super::features::{FeatureGates, Resolved};
-use super::file::{KubeProxyConfiguration, Logging, PROTOBUF};
+use super::file::{ClientConnection, KubeProxyConfiguration, Logging, PROTOBUF};
 use super::{ConntrackSettings, DetectLocal, LogFormat, LogSettings, NodePortAddresses, Settings};
 
 /// The one earlier minor version whose hidden metrics may be asked for.
@@ -43,11 +43,7 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         let value = config.feature_gates.get(&name).copied().unwrap_or_default();
         checks.fail(&format!("featureGates.{name}"), value, reason);
     }
-    // Only the default asks for protobuf, so only another explicit type deserves a warning.
-    let content_type = &config.client_connection.content_type;
-    if content_type != PROTOBUF && content_type != "application/json" {
-        warnings.push("clientConnection.contentType is accepted but has no effect".to_owned());
-    }
+    let accept = accept(&config.client_connection, &mut warnings);
 
     let burst = config.client_connection.burst;
     let previous_version = &config.show_hidden_metrics_for_version;
@@ -79,6 +75,8 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         node_name: checks.node_name(&config.hostname_override),
         kubeconfig: non_empty(&config.client_connection.kubeconfig).map(Into::into),
         master: None,
+        api_servers: Vec::new(),
+        accept,
         qps: config.client_connection.qps,
         burst: checks.not_negative("clientConnection.burst", burst),
         bind_address: checks.parsed(
@@ -409,13 +407,47 @@ fn quantity_is_zero(text: &str) -> Option<bool> {
     SUFFIXES.contains(&suffix).then_some(number == 0.0)
 }
 
+/// What the API server may answer in: `acceptContentTypes`, else `contentType`, and JSON, which
+/// every server has.
+fn accept(client: &ClientConnection, warnings: &mut Vec<String>) -> String {
+    const JSON: &str = "application/json";
+    let is_readable = |content_types: &str| {
+        content_types.split(',').any(|content_type| {
+            let essence = content_type.split(';').next().unwrap_or_default().trim();
+            [PROTOBUF, JSON, "application/*", "*/*"].contains(&essence)
+        })
+    };
+    let default = format!("{PROTOBUF},{JSON}");
+    let accepted = &client.accept_content_types;
+    if !accepted.is_empty() {
+        if is_readable(accepted) {
+            return accepted.clone();
+        }
+        warnings.push(format!(
+            "clientConnection.acceptContentTypes {accepted:?} has neither {PROTOBUF} nor {JSON}, \
+             and is ignored"
+        ));
+        return default;
+    }
+    match client.content_type.as_str() {
+        JSON => JSON.into(),
+        PROTOBUF => default,
+        other => {
+            warnings.push(format!(
+                "clientConnection.contentType {other:?} is neither {PROTOBUF} nor {JSON}, and is \
+                 ignored"
+            ));
+            default
+        }
+    }
+}
+
 fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 
 /// The fields that are accepted without any effect here; a whole section stands for all its fields.
 const INERT: &[&str] = &[
-    "clientConnection.acceptContentTypes",
     "configSyncPeriod",
     "iptables",
     "ipvs",

@@ -1,117 +1,94 @@
-//! From an API server's watch streams to events.
-//!
-//! Each object is converted as it arrives and dropped; nothing here stores any. A stream that
-//! breaks is resumed or listed again by `kube`, with backoff, and the end of a list says which
-//! objects are left, so nothing is lost on the way.
+//! From an API server to events: what is followed there.
 
-use std::collections::BTreeSet;
-use std::fmt::Debug;
+use std::sync::Arc;
 
-use futures::{StreamExt, pin_mut};
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Resource};
 use nftproxy_core::k8s::{LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Sender;
-use tracing::{info, warn};
+use tokio::task::JoinSet;
 
 use super::Event;
-use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
-use crate::error::chain;
+use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices};
+use super::reflector::{Recovery, Reflector, Resource};
+use super::server::Server;
+use super::wire::{self, Wire};
 
-/// Objects per page of a list. What a page takes while it is decoded lies between the objects that
-/// are kept, so that large pages leave large holes in memory; small ones take more round trips.
-const PAGE_SIZE: u32 = 100;
-
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+/// Follows all that the proxy needs, as tasks that run until the receiver is gone. They end early
+/// only by a panic.
 pub(crate) fn start(
-    client: &Client,
+    server: Server,
     node_name: &str,
     allow_external_ips: bool,
     events: &Sender<Event>,
-) {
-    let services = watcher::Config::default()
-        .labels(&format!("!{LABEL_SERVICE_PROXY_NAME}"))
-        .fields("spec.clusterIP!=None");
-    tokio::spawn(watch(
-        Api::<core::Service>::all(client.clone()),
-        services,
-        Services { allow_external_ips },
-        events.clone(),
-    ));
-
-    let slices = watcher::Config::default().labels(&format!("!{LABEL_HEADLESS}"));
-    let convert = Slices {
-        node_name: node_name.to_owned(),
+) -> JoinSet<()> {
+    let mut tasks = Tasks {
+        server: Arc::new(server),
+        events: events.clone(),
+        recovery: Recovery::new(),
+        tasks: JoinSet::new(),
     };
-    tokio::spawn(watch(
-        Api::<EndpointSlice>::all(client.clone()),
-        slices,
-        convert,
-        events.clone(),
-    ));
-
-    let api = Api::<ServiceCIDR>::all(client.clone());
-    tokio::spawn(watch(
-        api,
-        watcher::Config::default(),
+    tasks.follow::<wire::Service, _>(
+        Resource {
+            kind: "Service",
+            path: "/api/v1/services",
+            label_selector: Some(format!("!{LABEL_SERVICE_PROXY_NAME}")),
+            field_selector: Some("spec.clusterIP!=None".into()),
+        },
+        Services { allow_external_ips },
+    );
+    tasks.follow::<wire::EndpointSlice, _>(
+        Resource {
+            kind: "EndpointSlice",
+            path: "/apis/discovery.k8s.io/v1/endpointslices",
+            label_selector: Some(format!("!{LABEL_HEADLESS}")),
+            field_selector: None,
+        },
+        Slices {
+            node_name: node_name.to_owned(),
+        },
+    );
+    tasks.follow::<wire::ServiceCidr, _>(
+        Resource {
+            kind: "ServiceCIDR",
+            path: "/apis/networking.k8s.io/v1/servicecidrs",
+            label_selector: None,
+            field_selector: None,
+        },
         ServiceCidrs,
-        events.clone(),
-    ));
-
-    let this_node = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
-    tokio::spawn(watch(
-        Api::<core::Node>::all(client.clone()),
-        this_node,
+    );
+    tasks.follow::<wire::Node, _>(
+        Resource {
+            kind: "Node",
+            path: "/api/v1/nodes",
+            label_selector: None,
+            field_selector: Some(format!("metadata.name={node_name}")),
+        },
         Nodes,
-        events.clone(),
-    ));
+    );
+    tasks.tasks
 }
 
-/// Follows one kind of object. Ends when nobody receives events any more.
-async fn watch<K, C>(api: Api<K>, config: watcher::Config, convert: C, events: Sender<Event>)
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
-    C: Convert<K>,
-{
-    let kind = K::kind(&());
-    let stream = watcher(api, config.page_size(PAGE_SIZE)).default_backoff();
-    pin_mut!(stream);
-    let mut listed = BTreeSet::new();
-    let mut is_failing = false;
-    while let Some(result) = stream.next().await {
-        let event = match result {
-            Err(error) => {
-                // The stream goes on by itself. Say it once, not at each attempt.
-                if !is_failing {
-                    warn!(%kind, error = %chain(&error), "watch failed; retrying");
-                }
-                is_failing = true;
-                continue;
-            }
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                continue;
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed.insert(convert.name(&object));
-                applied(&convert, &object)
-            }
-            Ok(watcher::Event::InitDone) => {
-                info!(%kind, count = listed.len(), "list complete");
-                convert.listed(std::mem::take(&mut listed))
-            }
-            Ok(watcher::Event::Apply(object)) => applied(&convert, &object),
-            Ok(watcher::Event::Delete(object)) => convert.deleted(convert.name(&object)),
-        };
-        if std::mem::take(&mut is_failing) {
-            info!(%kind, "watch works again");
-        }
-        if events.send(event).await.is_err() {
-            return;
-        }
+struct Tasks {
+    server: Arc<Server>,
+    events: Sender<Event>,
+    recovery: Recovery,
+    tasks: JoinSet<()>,
+}
+
+impl Tasks {
+    fn follow<W, C>(&mut self, resource: Resource, convert: C)
+    where
+        W: Wire + Send + 'static,
+        W::Object: Send + Sync,
+        C: Convert<W::Object> + Send + Sync + 'static,
+        C::Name: Send + Sync,
+    {
+        let reflector = Reflector::<W, C>::new(
+            self.server.clone(),
+            resource,
+            convert,
+            self.events.clone(),
+            self.recovery.clone(),
+        );
+        self.tasks.spawn(reflector.run());
     }
 }

@@ -5,10 +5,13 @@
 
 pub(crate) mod addresses;
 pub(crate) mod api;
-pub(crate) mod client;
 mod convert;
 mod event;
 pub(crate) mod files;
 pub(crate) mod manifests;
+mod pace;
+mod reflector;
+pub(crate) mod server;
+mod wire;
 
 pub(crate) use event::Event;
