@@ -74,6 +74,39 @@ fn build() -> Result<PathBuf> {
     Ok(profile.to_owned())
 }
 
+/// What `nftproxy` printed, run to its end.
+#[derive(Debug)]
+pub struct Output {
+    /// How it ended; none if by a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+/// Runs `nftproxy` with these arguments inside a namespace, to its end.
+///
+/// # Errors
+///
+/// Fails if it cannot be built or started.
+pub fn run(namespace: &Namespace, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(binary()?);
+    command.args(arguments);
+    let output = namespace.run(|| command.output());
+    output.context("running nftproxy").map(Output::from)
+}
+
+impl From<std::process::Output> for Output {
+    fn from(output: std::process::Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
 /// A running nftproxy; killed when dropped.
 #[derive(Debug)]
 pub struct Daemon {

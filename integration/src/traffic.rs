@@ -573,7 +573,10 @@ fn stream_socket(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd>
 fn bind_fresh(stream: &TcpStream, to: SocketAddr) -> io::Result<()> {
     const PORTS: std::ops::Range<u16> = 33_000..61_000;
     static COUNT: AtomicU16 = AtomicU16::new(0);
-    let mut from = anywhere(to);
+    // Of a host's other addresses nobody is to be told; see docs/PLATFORM.md.
+    let route = UdpSocket::bind(anywhere(to))?;
+    route.connect(to)?;
+    let mut from = route.local_addr()?;
     for _ in PORTS {
         from.set_port(PORTS.start + COUNT.fetch_add(1, Ordering::Relaxed) % PORTS.len() as u16);
         match bind(stream.as_raw_fd(), &SockaddrStorage::from(from)) {

@@ -441,19 +441,3 @@ fn hopeless_starts_say_why() {
         }
     });
 }
-
-/// An ordinary user is told what is missing.
-#[test]
-fn an_unprivileged_run_says_so() {
-    in_sandbox(|| {
-        let output = std::process::Command::new("setpriv")
-            .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
-            .arg(binary().unwrap())
-            .args(["run", "--manifests", "."])
-            .output()
-            .unwrap();
-        assert_eq!(output.status.code(), Some(1));
-        let log = String::from_utf8(output.stderr).unwrap();
-        assert!(log.contains("run as root or with CAP_NET_ADMIN"), "{log}");
-    });
-}

@@ -12,7 +12,7 @@ use integration::netns::{Namespace, in_sandbox, unsupported};
 use integration::nft::{can_load_all, loadable};
 use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
-use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::apply::{ApplyError, Kernel, Refusal};
 use nftproxy_core::compile::{Compiled, Keep, StaleFlows, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::engine::{Engine, Event, Families, Options, Outcome, Task};
@@ -590,6 +590,49 @@ fn unused_picks_are_deleted_later() {
         assert!(chains().contains("pick-7") && chains().contains("pick-3"));
         assert_eq!(syncer.delete_unused_picks().unwrap(), 1);
         assert!(!chains().contains("pick-7") && chains().contains("pick-3"));
+    });
+}
+
+/// What a kernel can do is found out without a trace, beside a table that is there.
+#[test]
+fn trying_leaves_nothing_behind() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("trying").unwrap();
+        let mut netlink = namespace.run(|| Netlink::open().unwrap());
+        let Compiled { v4, .. } = compile(&large(2, 3), &Node::default());
+        commit(&mut netlink, &v4);
+        let list = || namespace.exec(&["nft", "list", "ruleset"]).unwrap();
+        let before = list();
+        let lacks = netlink.try_rules(&[IpFamily::V4, IpFamily::V6]).unwrap();
+        assert!(lacks.is_empty(), "{lacks:?}");
+        netlink.can_destroy().unwrap();
+        assert_eq!(list(), before);
+    });
+}
+
+/// What is found out by trying is what the kernel then does.
+#[test]
+fn deleting_what_is_not_there_works_where_it_was_found_to() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("destroy").unwrap();
+        let mut netlink = namespace.run(|| Netlink::open().unwrap());
+        let Compiled { v4, .. } = compile(&large(2, 3), &Node::default());
+        commit(&mut netlink, &v4);
+        let delta = Delta::<V4> {
+            forget: vec![Element::cluster_ip(Ipv4Addr::new(192, 0, 2, 99))],
+            ..Delta::default()
+        };
+        let can_destroy = netlink.can_destroy().unwrap();
+        match netlink.commit(&delta) {
+            Ok(_) => assert!(can_destroy),
+            Err(error) => {
+                assert!(!can_destroy, "{error}");
+                assert!(
+                    error.refusal().is_some_and(Refusal::is_not_found),
+                    "{error}"
+                );
+            }
+        }
     });
 }
 

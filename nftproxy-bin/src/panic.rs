@@ -1,5 +1,7 @@
 //! What a panic does: it ends the process, so that none stays up and does nothing.
 
+use std::io::Write;
+
 use tracing::error;
 
 /// The exit code of a Rust program whose main thread panics.
@@ -16,11 +18,14 @@ pub(crate) fn end_process() {
         let place = panic.location().map(ToString::to_string);
         let place = place.as_deref().unwrap_or("an unknown place");
         let thread = std::thread::current();
-        error!(
-            thread = thread.name().unwrap_or_default(),
-            "panic at {place}: {}",
-            message.replace('\n', "; ")
-        );
+        let thread = thread.name().unwrap_or_default();
+        let line = format!("panic at {place}: {}", message.replace('\n', "; "));
+        // Before logging is set up there is nowhere else to say it.
+        if tracing::dispatcher::has_been_set() {
+            error!(thread, "{line}");
+        } else {
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
         std::process::exit(EXIT_CODE);
     }));
 }

@@ -191,9 +191,13 @@ fn read(reader: &mut impl BufRead) -> Option<Request> {
     })
 }
 
-/// A namespace for a node whose loopback works.
+/// A namespace for a node whose loopback works, and that the proxy finds nothing wrong with.
 pub(crate) fn node() -> Namespace {
-    Namespace::new("node").unwrap()
+    let namespace = Namespace::new("node").unwrap();
+    for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        namespace.sysctl(key, "1").unwrap();
+    }
+    namespace
 }
 
 /// Starts the proxy of `node-1` with these arguments.

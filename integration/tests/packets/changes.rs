@@ -156,14 +156,18 @@ fn connections_stay_whatever_happens() {
                     .map(move |protocol| (source, to, protocol))
             })
             .map(|(source, to, protocol)| {
+                let which = format!("{protocol} from {source:?} to {to}");
                 let flow = Flow::open_by(source.namespace(&bed.lab), *protocol, to);
-                (format!("{protocol} from {source:?} to {to}"), flow.unwrap())
+                let flow = flow.unwrap_or_else(|error| panic!("{which}: {error}"));
+                (which, flow)
             })
             .collect();
         let mut check = |after: &str| {
             for (which, flow) in &mut flows {
-                let server = flow.ping();
-                assert_eq!(server.unwrap(), "pod1", "{which} after {after}");
+                match flow.ping() {
+                    Ok(server) => assert_eq!(server, "pod1", "{which} after {after}"),
+                    Err(error) => panic!("{which} after {after}: {error}"),
+                }
             }
         };
         // What new connections meet shows that each change is in force.

@@ -27,11 +27,20 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+const CHECK_EXIT_CODES: &str = "\
+Exit code: 0 if all is well, 1 if the proxy runs and something will not work, 2 if it cannot run.
+
+It can run beside the proxy, or in its place before it starts; while the proxy runs, its own ports \
+are taken.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Keep this node's nftables rules in step with its Services
     #[command(args_override_self = true)]
     Run(RunArgs),
+    /// Look whether this host has what the proxy needs, without changing anything
+    #[command(args_override_self = true, after_help = CHECK_EXIT_CODES)]
+    Check(CheckArgs),
     /// Print the rules for a set of manifests, as `nft` reads them, without touching the kernel
     #[command(args_override_self = true)]
     Render(RenderArgs),
@@ -46,6 +55,33 @@ pub(crate) struct RunArgs {
     pub(crate) node: NodeFlags,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// How to print the findings
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = OutputFormat::Text,
+        help_heading = "Output"
+    )]
+    pub(crate) output: OutputFormat,
+    /// Exit with 0 if the proxy runs, as an init container needs it
+    #[arg(long, help_heading = "Output")]
+    pub(crate) allow_warnings: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// One line each
+    Text,
+    /// One JSON document
+    Json,
 }
 
 #[derive(Debug, Args)]

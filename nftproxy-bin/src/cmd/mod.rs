@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub(crate) mod args;
+pub(crate) mod check;
 pub(crate) mod render;
 pub(crate) mod run;
 

@@ -2,23 +2,25 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::driver::forget_in_background;
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
-use nftproxy_core::engine::{Engine, FlowOption, Options, Pace};
+use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
 use nftproxy_core::host;
-use nftproxy_core::model::{V4, V6};
+use nftproxy_core::model::{IpFamily, V4, V6};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::info;
+use tracing::{debug, info, warn};
 
 use super::args::RunArgs;
+use crate::check::{self, Finding, Level};
 use crate::config::Settings;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
-use crate::daemon::{health_check_node_port, platform, report};
+use crate::daemon::{health_check_node_port, report};
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -30,10 +32,7 @@ const EVENT_QUEUE: usize = 1024;
 pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
     let allow_external_ips = settings.feature_gates.allow_service_external_ips;
-    let kernels = platform::open_kernel()?;
-    if kernels.v6.is_none() {
-        info!("this host has no IPv6, so there is no table ip6 nftproxy");
-    }
+    let kernels = open_kernels(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
@@ -49,12 +48,8 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 // The watch comes first, so that no change is missed in between.
                 let watcher = manifests::watch(path)?;
                 let source = Source::open(path)?;
-                tokio::spawn(follow(
-                    source,
-                    watcher,
-                    Converter::new(&node_name, allow_external_ips),
-                    sender.clone(),
-                ));
+                let converter = Converter::new(&node_name, allow_external_ips);
+                tokio::spawn(follow(source, watcher, converter, sender.clone()));
                 Some(super::node_info(&args.node))
             }
             None => {
@@ -102,6 +97,42 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         }
         Ok(())
     })
+}
+
+/// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.
+fn open_kernels(settings: &Settings) -> anyhow::Result<Kernels<Netlink, Netlink, Conntrack>> {
+    let check::Kernel { families, findings } = check::kernel(settings);
+    let errors: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Error)
+        .map(Finding::to_string)
+        .collect();
+    if !errors.is_empty() {
+        bail!("{}", errors.join("; "));
+    }
+    log(&findings);
+    log(&check::surroundings(settings, &families));
+    let open = |family| {
+        let is_usable = families.contains(&family);
+        is_usable.then(Netlink::open).transpose()
+    };
+    Ok(Kernels {
+        v4: open(IpFamily::V4)?,
+        v6: open(IpFamily::V6)?,
+        // Flows are forgotten elsewhere.
+        flows: None,
+    })
+}
+
+fn log(findings: &[Finding]) {
+    for finding in findings {
+        let check = finding.check;
+        match finding.level {
+            Level::Ok => debug!(check, "{finding}"),
+            Level::Note => info!(check, "{finding}"),
+            Level::Warning | Level::Error => warn!(check, "{finding}"),
+        }
+    }
 }
 
 /// Runs the loop on a thread of its own, so that a long commit holds nothing else up.

@@ -5,6 +5,5 @@
 pub(crate) mod health_check_node_port;
 pub(crate) mod logging;
 pub(crate) mod node;
-pub(crate) mod platform;
 pub(crate) mod report;
 pub(crate) mod run_loop;

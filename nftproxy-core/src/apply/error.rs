@@ -21,6 +21,9 @@ pub enum ApplyError {
     /// The kernel has no nf_tables.
     #[error("this kernel has no nf_tables for {0} (CONFIG_NF_TABLES, CONFIG_NF_NAT)")]
     Unsupported(IpFamily),
+    /// The kernel's connection tracking cannot be asked.
+    #[error("this kernel cannot be asked for its connections (CONFIG_NF_CT_NETLINK)")]
+    NoConntrack,
     /// A request could not be sent.
     #[error("sending {bytes} bytes to the kernel")]
     Send {
@@ -67,7 +70,11 @@ impl ApplyError {
     /// Whether the same may succeed later without anyone's help.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Open(_) | Self::Namespace(_) | Self::NotPermitted | Self::Unsupported(_) => false,
+            Self::Open(_)
+            | Self::Namespace(_)
+            | Self::NotPermitted
+            | Self::Unsupported(_)
+            | Self::NoConntrack => false,
             Self::Send { .. }
             | Self::Receive(_)
             | Self::Refused(_)

@@ -33,11 +33,11 @@ struct Arguments {
     /// The list of kernels.
     #[arg(long, value_name = "FILE", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels.yaml"))]
     list: PathBuf,
-    /// Only kernels whose name contains this.
+    /// Only the kernel of this name, or those whose names contain it.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// The suites to run, in this order.
-    #[arg(long = "suite", value_name = "NAME", default_values = ["vm", "kernel", "packets", "daemon", "embedding"])]
+    #[arg(long = "suite", value_name = "NAME", default_values = ["vm", "check", "kernel", "packets", "daemon", "embedding"])]
     suites: Vec<String>,
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]
@@ -80,7 +80,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
             .collect()
     };
     if let Some(text) = &arguments.only {
-        entries.retain(|entry| entry.name.contains(text));
+        let is_name = entries.iter().any(|entry| entry.name == *text);
+        entries.retain(|entry| entry.name == *text || !is_name && entry.name.contains(text));
     }
     anyhow::ensure!(!entries.is_empty(), "no kernel has such a name");
     let built = build(&arguments.suites)?;
@@ -140,11 +141,12 @@ fn build(suites: &[String]) -> Result<Built> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     println!("building the suites");
-    let messages = list::run(
-        Command::new(cargo)
-            .args(["test", "--workspace", "--no-run", "--message-format=json"])
-            .current_dir(workspace),
-    )?;
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new(&cargo);
+        list::run(command.args(arguments).current_dir(&workspace))
+    };
+    cargo(&["build", "--package", "nftproxy-bin"])?;
+    let messages = cargo(&["test", "--workspace", "--no-run", "--message-format=json"])?;
     let programs: Vec<(String, PathBuf)> = messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

@@ -12,13 +12,16 @@ use anyhow::{Context, Result, ensure};
 use crate::list::{Kernel, run};
 
 /// What the tests, the product or the kernel itself call.
-const PROGRAMS: [&str; 9] = [
+const PROGRAMS: [&str; 12] = [
     "busybox",
     "cat",
     "conntrack",
+    "depmod",
     "ip",
     "modprobe",
     "nft",
+    "rmmod",
+    "setarch",
     "setpriv",
     "sh",
     "unshare",
@@ -121,7 +124,7 @@ fn find_program(name: &str) -> Result<PathBuf> {
         .iter()
         .map(|folder| Path::new(folder).join(name))
         .find(|path| path.exists())
-        .with_context(|| format!("{name} is not installed; `make setup-kernels` installs it"))
+        .with_context(|| format!("{name} is not installed; `make kernels` installs it"))
 }
 
 fn write_program(path: &Path, text: &str) -> Result<()> {

@@ -3,9 +3,9 @@
 //! All of it is safe code over slices: a truncated or odd message gives `None` or ends early.
 
 /// `struct nlmsghdr`
-pub(super) const HEADER_LEN: usize = 16;
+pub(crate) const HEADER_LEN: usize = 16;
 /// `struct nfgenmsg`
-pub(super) const NFGENMSG_LEN: usize = 4;
+pub(crate) const NFGENMSG_LEN: usize = 4;
 /// `struct nlattr`
 const ATTRIBUTE_HEADER_LEN: usize = 4;
 /// `NLA_F_NESTED`
@@ -14,16 +14,16 @@ const NESTED: u16 = 1 << 15;
 const TYPE_MASK: u16 = 0x3fff;
 
 /// A netlink message.
-pub(super) struct NetlinkMessage<'a> {
-    pub(super) message_type: u16,
-    pub(super) flags: u16,
-    pub(super) sequence: u32,
+pub(crate) struct NetlinkMessage<'a> {
+    pub(crate) message_type: u16,
+    pub(crate) flags: u16,
+    pub(crate) sequence: u32,
     /// What follows the header.
-    pub(super) body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 /// The messages in a buffer.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_>> {
+pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<'_>> {
     std::iter::from_fn(move || {
         let length = u32_at(bytes, 0)? as usize;
         let body = bytes.get(HEADER_LEN..length)?;
@@ -39,7 +39,7 @@ pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<
 }
 
 /// The attributes in a message or a nest, as type and payload.
-pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
         let attribute = (
@@ -52,14 +52,14 @@ pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])>
 }
 
 /// The payload of the first attribute of a type.
-pub(super) fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes)
         .find(|(attribute, _)| *attribute == wanted)
         .map(|(_, payload)| payload)
 }
 
 /// A string attribute, without its NUL.
-pub(super) fn string(payload: &[u8]) -> Option<&str> {
+pub(crate) fn string(payload: &[u8]) -> Option<&str> {
     let end = payload
         .iter()
         .position(|byte| *byte == 0)
@@ -68,7 +68,7 @@ pub(super) fn string(payload: &[u8]) -> Option<&str> {
 }
 
 /// A number in network byte order.
-pub(super) fn be32(payload: &[u8]) -> Option<u32> {
+pub(crate) fn be32(payload: &[u8]) -> Option<u32> {
     payload.try_into().ok().map(u32::from_be_bytes)
 }
 
@@ -89,7 +89,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 /// Appends a header, to be completed by [`end_message`].
-pub(super) fn begin_message(
+pub(crate) fn begin_message(
     out: &mut Vec<u8>,
     message_type: u16,
     flags: u16,
@@ -107,13 +107,13 @@ pub(super) fn begin_message(
 }
 
 /// Writes the length into the header at `start`.
-pub(super) fn end_message(out: &mut [u8], start: usize) {
+pub(crate) fn end_message(out: &mut [u8], start: usize) {
     let length = (out.len() - start) as u32;
     out[start..start + 4].copy_from_slice(&length.to_ne_bytes());
 }
 
 /// Appends an attribute.
-pub(super) fn put(out: &mut Vec<u8>, attribute: u16, payload: &[u8]) {
+pub(crate) fn put(out: &mut Vec<u8>, attribute: u16, payload: &[u8]) {
     let length = (ATTRIBUTE_HEADER_LEN + payload.len()) as u16;
     out.extend_from_slice(&length.to_ne_bytes());
     out.extend_from_slice(&attribute.to_ne_bytes());
@@ -122,7 +122,7 @@ pub(super) fn put(out: &mut Vec<u8>, attribute: u16, payload: &[u8]) {
 }
 
 /// Appends a string attribute, with its NUL.
-pub(super) fn put_str(out: &mut Vec<u8>, attribute: u16, value: &str) {
+pub(crate) fn put_str(out: &mut Vec<u8>, attribute: u16, value: &str) {
     let start = begin_nest(out, attribute);
     out.extend_from_slice(value.as_bytes());
     out.push(0);
@@ -133,7 +133,7 @@ pub(super) fn put_str(out: &mut Vec<u8>, attribute: u16, value: &str) {
 }
 
 /// Appends the header of a nest, to be completed by [`end_nest`].
-pub(super) fn begin_nest(out: &mut Vec<u8>, attribute: u16) -> usize {
+pub(crate) fn begin_nest(out: &mut Vec<u8>, attribute: u16) -> usize {
     let start = out.len();
     out.extend_from_slice(&[0; 2]);
     out.extend_from_slice(&(attribute | NESTED).to_ne_bytes());
@@ -141,7 +141,7 @@ pub(super) fn begin_nest(out: &mut Vec<u8>, attribute: u16) -> usize {
 }
 
 /// Writes the length into the nest at `start`. A nest holds at most 64 KiB.
-pub(super) fn end_nest(out: &mut [u8], start: usize) {
+pub(crate) fn end_nest(out: &mut [u8], start: usize) {
     let length = (out.len() - start) as u16;
     out[start..start + 2].copy_from_slice(&length.to_ne_bytes());
 }

@@ -62,6 +62,16 @@ impl AddressFilter {
     }
 }
 
+/// How full connection tracking is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Entries that there are.
+    pub entries: u32,
+    /// Entries that there may be, in all network namespaces; connections beyond are dropped. Kernels
+    /// before 4.18 do not say.
+    pub max: Option<u32>,
+}
+
 /// A UDP flow that the kernel knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow<F: Family> {
@@ -114,6 +124,34 @@ impl Conntrack {
             AddressFilter::Right => Some(true),
             AddressFilter::Wrong => Some(false),
         }
+    }
+
+    /// How full connection tracking is, in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`ApplyError::NoConntrack`] if this kernel cannot be asked for connections.
+    pub fn usage(&mut self) -> Result<Usage, ApplyError> {
+        let message_type = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS;
+        let mut usage = Usage {
+            entries: 0,
+            max: None,
+        };
+        let what = "the state of connection tracking";
+        self.connection.get(
+            IpFamily::V4,
+            message_type,
+            what,
+            |_| {},
+            |stats| {
+                let number = |attribute| find(stats, attribute).and_then(be32);
+                usage = Usage {
+                    entries: number(CTA_STATS_GLOBAL_ENTRIES).unwrap_or_default(),
+                    max: number(CTA_STATS_GLOBAL_MAX_ENTRIES),
+                };
+            },
+        )?;
+        Ok(usage)
     }
 
     /// Finds the flows that are stale.

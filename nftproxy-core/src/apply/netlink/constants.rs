@@ -38,6 +38,7 @@ pub(super) const NFT_MSG_GETGEN: u16 = 16;
 /// Deletes an element, or does nothing if there is none; since 6.3.
 pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
 
+pub(super) const NFPROTO_UNSPEC: u8 = 0;
 pub(super) const NFPROTO_IPV4: u16 = 2;
 pub(super) const NFPROTO_IPV6: u16 = 10;
 
@@ -77,6 +78,8 @@ pub(super) const NFTA_DATA_VERDICT: u16 = 2;
 pub(super) const NFTA_VERDICT_CODE: u16 = 1;
 pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 pub(super) const NFTA_GEN_ID: u16 = 1;
+
+pub(super) const NFT_TABLE_F_DORMANT: u32 = 0x1;
 
 pub(super) const NFT_SET_INTERVAL: u32 = 0x4;
 pub(super) const NFT_SET_TIMEOUT: u32 = 0x10;
@@ -126,6 +129,10 @@ pub(super) const ICMPV6_PORT_UNREACH: u8 = 4;
 pub(super) const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 pub(super) const IPCTNL_MSG_CT_GET: u16 = 1;
 pub(super) const IPCTNL_MSG_CT_DELETE: u16 = 2;
+pub(super) const IPCTNL_MSG_CT_GET_STATS: u16 = 5;
+pub(super) const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
+/// Since kernel 4.18.
+pub(super) const CTA_STATS_GLOBAL_MAX_ENTRIES: u16 = 2;
 pub(super) const CTA_TUPLE_ORIG: u16 = 1;
 pub(super) const CTA_TUPLE_REPLY: u16 = 2;
 pub(super) const CTA_STATUS: u16 = 3;

@@ -41,7 +41,7 @@ const FIRST_SEQUENCE: u32 = 1;
 
 /// What a message asks for, as far as needed to explain an error.
 #[derive(Debug)]
-enum Operation {
+pub(super) enum Operation {
     Begin,
     End,
     Table(Verb),
@@ -59,7 +59,7 @@ enum Operation {
 
 /// Which elements of the delta a message holds.
 #[derive(Debug, Clone, Copy)]
-struct ElementRange {
+pub(super) struct ElementRange {
     first: usize,
     len: usize,
 }
@@ -173,7 +173,8 @@ pub(super) fn batch<F: Family>(delta: &Delta<F>, table: &Table, can_destroy: boo
     encoder.end()
 }
 
-struct Encoder<'a, F> {
+/// Writes a batch, message by message.
+pub(super) struct Encoder<'a, F> {
     table: &'a Table,
     can_destroy: bool,
     batch: Batch,
@@ -185,7 +186,7 @@ struct Encoder<'a, F> {
 }
 
 impl<'a, F: Family> Encoder<'a, F> {
-    fn new(table: &'a Table, can_destroy: bool) -> Self {
+    pub(super) fn new(table: &'a Table, can_destroy: bool) -> Self {
         let batch = Batch {
             bytes: Vec::new(),
             operations: Vec::new(),
@@ -202,15 +203,49 @@ impl<'a, F: Family> Encoder<'a, F> {
         }
     }
 
-    fn sequence(&self) -> u32 {
+    pub(super) fn sequence(&self) -> u32 {
         FIRST_SEQUENCE + self.batch.operations.len() as u32
     }
 
-    fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         self.boundary(NFNL_MSG_BATCH_BEGIN, Operation::Begin);
     }
 
+    /// The same batch, to go on with the other family's table.
+    pub(super) fn in_family<G: Family>(self) -> Encoder<'a, G> {
+        let Self {
+            table,
+            can_destroy,
+            batch,
+            writer,
+            last,
+            key,
+            family: _,
+        } = self;
+        Encoder {
+            table,
+            can_destroy,
+            batch,
+            writer,
+            last,
+            key,
+            family: std::marker::PhantomData,
+        }
+    }
+
     fn end(mut self) -> Batch {
+        self.acknowledge();
+        self.boundary(NFNL_MSG_BATCH_END, Operation::End);
+        self.batch
+    }
+
+    /// A batch that the kernel checks and undoes.
+    pub(super) fn without_end(mut self) -> Batch {
+        self.acknowledge();
+        self.batch
+    }
+
+    fn acknowledge(&mut self) {
         // One acknowledgement for all: errors come anyway. It cannot be that of the end message,
         // which kernels before 6.10 do not acknowledge.
         self.batch.acknowledged = self.sequence() - 1;
@@ -218,8 +253,6 @@ impl<'a, F: Family> Encoder<'a, F> {
         let with_ack =
             u16::from_ne_bytes([self.batch.bytes[flags], self.batch.bytes[flags + 1]]) | NLM_F_ACK;
         self.batch.bytes[flags..flags + 2].copy_from_slice(&with_ack.to_ne_bytes());
-        self.boundary(NFNL_MSG_BATCH_END, Operation::End);
-        self.batch
     }
 
     fn boundary(&mut self, message_type: u16, operation: Operation) {
@@ -238,7 +271,13 @@ impl<'a, F: Family> Encoder<'a, F> {
         self.batch.operations.push(operation);
     }
 
-    fn message(&mut self, message_type: u16, flags: u16, body: &dyn Message, operation: Operation) {
+    pub(super) fn message(
+        &mut self,
+        message_type: u16,
+        flags: u16,
+        body: &dyn Message,
+        operation: Operation,
+    ) {
         self.last = self.batch.bytes.len();
         let sequence = self.sequence();
         self.writer.message(
@@ -328,7 +367,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         }
     }
 
-    fn add_set(&mut self, set: SetName, id: u32) {
+    pub(super) fn add_set(&mut self, set: SetName, id: u32) {
         let schema = schema(set);
         let mut object = ffi::Set::new();
         object.str(sys::NFTNL_SET_TABLE, self.table.name());
@@ -362,7 +401,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         );
     }
 
-    fn add_chain(&mut self, chain: ChainName) {
+    pub(super) fn add_chain(&mut self, chain: ChainName) {
         let mut object = self.named_chain(chain);
         if let Some(base) = self.table.base_chain(chain) {
             object.str(sys::NFTNL_CHAIN_TYPE, "nat");
@@ -389,7 +428,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         );
     }
 
-    fn add_rule(&mut self, chain: ChainName, rule: &Rule) {
+    pub(super) fn add_rule(&mut self, chain: ChainName, rule: &Rule) {
         let mut object = self.rule_of(chain);
         for expr in &rule.exprs {
             if let Some(expression) = expression::<F>(expr) {
@@ -405,7 +444,13 @@ impl<'a, F: Family> Encoder<'a, F> {
         );
     }
 
-    fn elements(&mut self, verb: Verb, message_type: u16, flags: u16, elements: &[Element<F>]) {
+    pub(super) fn elements(
+        &mut self,
+        verb: Verb,
+        message_type: u16,
+        flags: u16,
+        elements: &[Element<F>],
+    ) {
         let mut first = 0;
         for_each_set(elements, |set, elements| {
             let mut rest = elements;
@@ -475,7 +520,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         len
     }
 
-    fn bare_table(&self) -> ffi::Table {
+    pub(super) fn bare_table(&self) -> ffi::Table {
         let mut table = ffi::Table::new();
         table.str(sys::NFTNL_TABLE_NAME, self.table.name());
         table

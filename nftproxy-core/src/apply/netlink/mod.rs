@@ -1,6 +1,6 @@
 //! The real kernel, over netlink: libmnl's socket, libnftnl's objects, no `nft` program.
 
-mod attribute;
+pub(crate) mod attribute;
 pub mod conntrack;
 mod constants;
 mod decode;
@@ -8,6 +8,9 @@ mod encode;
 mod ffi;
 mod list;
 mod namespace;
+mod neighbours;
+mod part;
+mod probe;
 mod socket;
 mod userdata;
 
@@ -20,6 +23,9 @@ use nix::sys::socket::MsgFlags;
 use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
 pub use self::encode::Batch;
+pub use self::neighbours::{BaseChain, Neighbour};
+pub use self::part::Part;
+pub use self::probe::Lack;
 use self::socket::{Connection, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel};
 use crate::diff::{Delta, Observed};
@@ -32,8 +38,8 @@ use crate::ruleset::element::Element;
 pub struct Netlink {
     connection: Connection,
     table: Arc<Table>,
-    /// Whether elements can be deleted that may not exist.
-    can_destroy: bool,
+    /// Whether elements can be deleted that may not exist, once it has been tried.
+    can_destroy: Option<bool>,
 }
 
 fn nfproto(family: IpFamily) -> u16 {
@@ -41,24 +47,6 @@ fn nfproto(family: IpFamily) -> u16 {
         IpFamily::V4 => NFPROTO_IPV4,
         IpFamily::V6 => NFPROTO_IPV6,
     }
-}
-
-/// The kernel that can delete elements which may not exist.
-const KERNEL_WITH_DESTROY: (u32, u32) = (6, 3);
-
-/// The major and minor version in a kernel's release, as `uname` has it: `6.1.0-13-amd64`.
-pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(str::parse::<u32>);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
-fn kernel_is_at_least(wanted: (u32, u32)) -> bool {
-    let Ok(name) = nix::sys::utsname::uname() else {
-        return false;
-    };
-    kernel_version(&name.release().to_string_lossy()).is_some_and(|version| version >= wanted)
 }
 
 /// Gives memory back to the system that only a large sync needed. The C library keeps it otherwise;
@@ -98,7 +86,7 @@ impl Netlink {
         Ok(Self {
             connection: namespace::within(namespace, Connection::open)?,
             table: Arc::new(table),
-            can_destroy: kernel_is_at_least(KERNEL_WITH_DESTROY),
+            can_destroy: None,
         })
     }
 
@@ -183,9 +171,9 @@ impl Netlink {
         Ok(refusals)
     }
 
-    /// Encodes a delta for this kernel.
+    /// Encodes a delta for this kernel, as far as it is known.
     pub fn encode<F: Family>(&self, delta: &Delta<F>) -> Batch {
-        encode::batch(delta, &self.table, self.can_destroy)
+        encode::batch(delta, &self.table, self.can_destroy == Some(true))
     }
 
     /// Sends the batch that a delta was encoded as, which the kernel applies wholly or not at all.
@@ -228,6 +216,9 @@ impl<F: Family> Kernel<F> for Netlink {
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
         if delta.is_empty() {
             return Ok(Committed::default());
+        }
+        if !delta.forget.is_empty() {
+            self.can_destroy()?;
         }
         let start = Instant::now();
         let batch = self.encode(delta);

@@ -76,9 +76,31 @@ impl Connection {
         message_type: u16,
         what: &str,
         restrict: impl FnOnce(&mut Vec<u8>),
-        take: impl FnMut(&[u8]),
+        mut take: impl FnMut(&[u8]),
     ) -> Result<(), ApplyError> {
-        self.ask(family, message_type, NLM_F_DUMP, what, restrict, take)
+        let of = (family, nfproto(family) as u8);
+        self.ask(
+            of,
+            message_type,
+            NLM_F_DUMP,
+            what,
+            restrict,
+            |_, message| {
+                take(message);
+            },
+        )
+    }
+
+    /// Asks for all objects of a kind in all families, and calls `take` with the family
+    /// (`NFPROTO_…`) and the attributes of each.
+    pub(super) fn dump_all(
+        &mut self,
+        message_type: u16,
+        what: &str,
+        take: impl FnMut(u8, &[u8]),
+    ) -> Result<(), ApplyError> {
+        let of = (IpFamily::V4, NFPROTO_UNSPEC);
+        self.ask(of, message_type, NLM_F_DUMP, what, |_| {}, take)
     }
 
     /// Asks for the objects that `name` writes, at most [`Connection::answers_at_once`], and calls
@@ -89,9 +111,12 @@ impl Connection {
         message_type: u16,
         what: &str,
         name: impl FnOnce(&mut Vec<u8>),
-        take: impl FnMut(&[u8]),
+        mut take: impl FnMut(&[u8]),
     ) -> Result<(), ApplyError> {
-        self.ask(family, message_type, NLM_F_ACK, what, name, take)
+        let of = (family, nfproto(family) as u8);
+        self.ask(of, message_type, NLM_F_ACK, what, name, |_, message| {
+            take(message);
+        })
     }
 
     /// How many answers to one request the receive buffer takes, at least. They are all there
@@ -101,18 +126,20 @@ impl Connection {
         (size / ANSWER_MAX_LEN).clamp(1, ANSWERS_MAX)
     }
 
+    /// Asks about a family, by its number, or about all.
     fn ask(
         &mut self,
-        family: IpFamily,
+        (family, number): (IpFamily, u8),
         message_type: u16,
         flags: u16,
         what: &str,
         write: impl FnOnce(&mut Vec<u8>),
-        mut take: impl FnMut(&[u8]),
+        mut take: impl FnMut(u8, &[u8]),
     ) -> Result<(), ApplyError> {
+        let is_nf_tables = message_type >> 8 == NFNL_SUBSYS_NFTABLES;
         let sequence = self.next_sequence();
         let mut request = Vec::new();
-        let nfgenmsg = [nfproto(family) as u8, 0, 0, 0];
+        let nfgenmsg = [number, 0, 0, 0];
         let flags = NLM_F_REQUEST | flags;
         let start = begin_message(&mut request, message_type, flags, sequence, nfgenmsg);
         write(&mut request);
@@ -140,9 +167,19 @@ impl Connection {
                         if errno == 0 && flags & NLM_F_ACK != 0 {
                             return Ok(());
                         }
-                        return Err(refused(family, Operation::List(what.into()), None, errno));
+                        let error = refused(family, Operation::List(what.into()), None, errno);
+                        return Err(match error {
+                            ApplyError::Unsupported(_) if !is_nf_tables => ApplyError::NoConntrack,
+                            error => error,
+                        });
                     }
-                    _ => take(message.body.get(NFGENMSG_LEN..).unwrap_or_default()),
+                    _ => {
+                        if let Some((nfgenmsg, attributes)) =
+                            message.body.split_at_checked(NFGENMSG_LEN)
+                        {
+                            take(nfgenmsg[0], attributes);
+                        }
+                    }
                 }
             }
         }

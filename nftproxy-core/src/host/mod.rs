@@ -1,7 +1,9 @@
-//! What a proxy has to know of the host it runs on: its addresses, when they change, and whether it
-//! speaks IPv6.
+//! What a proxy has to know of the host it runs on: its addresses, when they change, whether it
+//! speaks IPv6, and its interfaces.
 //!
 //! It reads, and changes nothing. An engine does not need it: it is told what its owner knows.
+
+mod links;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,6 +17,8 @@ use nix::libc::{RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
+
+pub use links::{Link, links};
 
 /// An interface that comes up gets several addresses; they are looked at together.
 const SETTLE: Duration = Duration::from_millis(50);

@@ -1,0 +1,153 @@
+//! Whether anybody else translates Service addresses.
+
+use std::fs;
+
+use nftproxy_core::apply::netlink::{Neighbour, Netlink};
+use nftproxy_core::ruleset::Table;
+use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
+
+use super::finding::Finding;
+use crate::error::chain;
+
+/// What kube-proxy's chains start with in its iptables and ipvs modes.
+const KUBE_PROXY_CHAINS: [&str; 3] = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPORTS"];
+/// Its table in nftables mode.
+const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// Looks at all tables of this network namespace.
+pub(super) fn neighbours() -> Vec<Finding> {
+    let tables = Netlink::open().and_then(|mut netlink| netlink.neighbours());
+    let mut findings = match tables {
+        Ok(tables) => judge(&tables),
+        Err(error) => vec![Finding::note(
+            "neighbours",
+            format!("others' tables cannot be listed: {}", chain(&error)),
+        )],
+    };
+    // iptables-legacy keeps its rules where nobody else sees them.
+    let legacy = ["ip", "ip6"].into_iter().filter(|family| {
+        let path = format!("/proc/net/{family}_tables_names");
+        fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "nat"))
+    });
+    findings.extend(legacy.map(|family| {
+        Finding::note(
+            "neighbours",
+            format!(
+                "{family}tables-legacy has a nat table, which may translate Service addresses; \
+                 what it holds cannot be told from here"
+            ),
+        )
+    }));
+    if findings.is_empty() {
+        let message = "nobody else translates destinations";
+        findings.push(Finding::ok("neighbours", message));
+    }
+    findings
+}
+
+fn judge(tables: &[Neighbour]) -> Vec<Finding> {
+    let ours = Table::default();
+    let mut findings = Vec::new();
+    for table in tables {
+        let Neighbour {
+            family,
+            table: name,
+            is_dormant,
+            chains,
+            base_chains,
+        } = table;
+        if name == ours.name() || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
+            continue;
+        }
+        let has_chain = |start: &&str| chains.iter().any(|chain| chain.starts_with(start));
+        if name == KUBE_PROXY_TABLE || KUBE_PROXY_CHAINS.iter().any(has_chain) {
+            findings.push(Finding::warning(
+                "neighbours",
+                format!(
+                    "table {family} {name} has kube-proxy's rules, which serve Services as well"
+                ),
+                "stop kube-proxy, and remove its rules with `kube-proxy --cleanup`",
+            ));
+            continue;
+        }
+        let earlier: Vec<_> = base_chains
+            .iter()
+            .filter(|chain| {
+                chain.chain_type == "nat"
+                    && [Hook::Prerouting, Hook::Output]
+                        .map(Hook::number)
+                        .contains(&chain.hook)
+                    && chain.priority <= PRIORITY_DSTNAT
+            })
+            .map(|chain| format!("{} (priority {})", chain.name, chain.priority))
+            .collect();
+        if !earlier.is_empty() {
+            findings.push(Finding::note(
+                "neighbours",
+                format!(
+                    "table {family} {name} may translate destinations before nftproxy does: chains {}",
+                    earlier.join(", ")
+                ),
+            ));
+        }
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use nftproxy_core::apply::netlink::BaseChain;
+
+    use super::*;
+    use crate::check::finding::Level;
+
+    fn table(family: &'static str, name: &str, chains: &[&str]) -> Neighbour {
+        Neighbour {
+            family,
+            table: name.into(),
+            is_dormant: false,
+            chains: chains.iter().map(|&chain| chain.to_owned()).collect(),
+            base_chains: Vec::new(),
+        }
+    }
+
+    fn levels(table: Neighbour) -> Vec<Level> {
+        judge(&[table])
+            .iter()
+            .map(|finding| finding.level)
+            .collect()
+    }
+
+    #[test]
+    fn kube_proxy_is_known_in_every_mode_that_leaves_nftables_rules() {
+        assert_eq!(levels(table("ip", "kube-proxy", &[])), [Level::Warning]);
+        let iptables = ["PREROUTING", "KUBE-SERVICES", "KUBE-SVC-X"];
+        assert_eq!(levels(table("ip6", "nat", &iptables)), [Level::Warning]);
+        assert_eq!(levels(table("ip", "nftproxy", &["services"])), []);
+        assert_eq!(levels(table("ip", "nat", &["PREROUTING"])), []);
+    }
+
+    #[test]
+    fn who_comes_first_is_noted() {
+        let with = |chain_type: &str, hook, priority| {
+            let mut other = table("inet", "other", &["a"]);
+            other.base_chains.push(BaseChain {
+                name: "a".into(),
+                chain_type: chain_type.into(),
+                hook,
+                priority,
+            });
+            other
+        };
+        assert_eq!(levels(with("nat", 0, -100)), [Level::Note]);
+        assert_eq!(levels(with("nat", 3, -150)), [Level::Note]);
+        assert_eq!(levels(with("nat", 0, -99)), []);
+        assert_eq!(levels(with("nat", 4, -100)), []);
+        assert_eq!(levels(with("filter", 0, -150)), []);
+        let asleep = Neighbour {
+            is_dormant: true,
+            ..with("nat", 0, -100)
+        };
+        assert_eq!(levels(asleep), []);
+    }
+}
