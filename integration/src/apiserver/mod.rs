@@ -38,10 +38,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::Value;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
+
+use crate::tls::Tls;
 
 use connection::Connection;
 pub use encoding::{Encoding, Encodings};
@@ -63,6 +68,7 @@ pub struct ApiServer {
     addr: SocketAddr,
     shared: Arc<Shared>,
     runtime: Handle,
+    tls: Option<Tls>,
     running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -74,6 +80,20 @@ impl ApiServer {
 
     /// Starts a server on `addr`.
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
+        Self::serve(addr, None, None)
+    }
+
+    /// Starts a server on `addr` which speaks nothing but TLS.
+    pub fn bind_tls(addr: SocketAddr, tls: &Tls) -> anyhow::Result<Self> {
+        let acceptor = tls.acceptor()?;
+        Ok(Self::serve(addr, Some(acceptor), Some(tls.clone()))?)
+    }
+
+    fn serve(
+        addr: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        tls: Option<Tls>,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(addr)?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
@@ -85,7 +105,7 @@ impl ApiServer {
             tokio::net::TcpListener::from_std(listener)?
         };
         let shared = Arc::new(Shared::default());
-        let serving = listen::serve(listener, None, shared.clone());
+        let serving = listen::serve(listener, acceptor, shared.clone());
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -102,6 +122,7 @@ impl ApiServer {
             addr,
             shared,
             runtime: handle,
+            tls,
             running: Some((stop, thread)),
         })
     }
@@ -113,18 +134,28 @@ impl ApiServer {
 
     /// The base URL of the server.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr)
     }
 
-    /// A kubeconfig file for this server, without credentials.
+    /// A kubeconfig file for this server, with the authority to trust, and with the token that is
+    /// required at the moment as the only credential.
     pub fn kubeconfig(&self) -> String {
+        let authority = self.tls.as_ref().map_or(String::new(), |tls| {
+            let data = BASE64.encode(&tls.authority);
+            format!("    certificate-authority-data: {data}\n")
+        });
+        let user = match &self.shared.lock().token {
+            Some(token) => json!({"token": token}),
+            None => json!({}),
+        };
         format!(
             "apiVersion: v1\n\
              kind: Config\n\
              clusters:\n\
-             - name: mock\n  cluster:\n    server: {}\n\
+             - name: mock\n  cluster:\n    server: {}\n{authority}\
              users:\n\
-             - name: mock\n  user: {{}}\n\
+             - name: mock\n  user: {user}\n\
              contexts:\n\
              - name: mock\n  context:\n    cluster: mock\n    user: mock\n\
              current-context: mock\n",
