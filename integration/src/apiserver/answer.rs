@@ -11,7 +11,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
 use http::request::Parts;
-use http::{Method, Response, StatusCode};
+use http::{Method, Response};
 use serde_json::{Value, json};
 
 use super::body::{Body, Ending};
@@ -95,19 +95,13 @@ pub(super) async fn answer(
     let response = match (fault, refusal) {
         (Some(Fault::Silence), _) => future::pending().await,
         (
-            Some(Fault::Garbage {
+            Some(Fault::Verbatim {
                 status,
-                content_type,
+                headers,
                 body,
             }),
             _,
-        ) => {
-            let mut response = Response::new(body.into());
-            *response.status_mut() =
-                StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            set_content_type(&mut response, content_type);
-            response
-        }
+        ) => verbatim(status, headers, body),
         (Some(Fault::Refuse(status)), _) | (_, Some(status)) => failure(&status, call.encoding),
         (fault, None) => {
             let response = good_answer(&shared, &call, fault.as_ref())
@@ -239,6 +233,18 @@ fn failure(status: &Status, encoding: Option<Encoding>) -> Response<Body> {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
     response
+}
+
+/// An answer as a test wants it; if that is none of HTTP's, it is a mistake and says so.
+fn verbatim(status: u16, headers: Vec<(&str, String)>, body: Bytes) -> Response<Body> {
+    let mut builder = Response::builder().status(status);
+    for (name, value) in headers {
+        builder = builder.header(name, value);
+    }
+    builder.body(body.into()).unwrap_or_else(|e| {
+        let status = Status::internal(format!("the fault is no answer: {e}"));
+        failure(&status, None)
+    })
 }
 
 fn whole(body: Bytes, encoding: Encoding) -> Response<Body> {

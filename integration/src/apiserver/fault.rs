@@ -12,12 +12,12 @@ use super::status::Status;
 pub enum Fault {
     /// It is refused.
     Refuse(Status),
-    /// It is answered by something that is no API server: HTTP status, content type and body.
-    Garbage {
+    /// It is answered by these very words, as by something that is no API server.
+    Verbatim {
         /// The HTTP status code.
         status: u16,
-        /// The value of the header `Content-Type`.
-        content_type: &'static str,
+        /// Names and values of headers, the type of the content among them.
+        headers: Vec<(&'static str, String)>,
         /// The whole body.
         body: Bytes,
     },
@@ -61,9 +61,9 @@ pub enum Fault {
 impl Fault {
     /// The log-in page of a network, with status 200.
     pub fn captive_portal() -> Self {
-        Self::Garbage {
+        Self::Verbatim {
             status: 200,
-            content_type: "text/html",
+            headers: vec![("content-type", "text/html".to_owned())],
             body: Bytes::from_static(
                 b"<!DOCTYPE html><html><head><title>Welcome</title></head>\
                   <body>Please log in to use this network.</body></html>\n",
@@ -71,10 +71,24 @@ impl Fault {
         }
     }
 
+    /// Status 429 as a kube-apiserver says it that has too much to do: it takes no time to make
+    /// an object, and answers in plain text.
+    pub fn overload(retry_after: u32) -> Self {
+        Self::Verbatim {
+            status: 429,
+            headers: vec![
+                ("content-type", "text/plain; charset=utf-8".to_owned()),
+                ("x-content-type-options", "nosniff".to_owned()),
+                ("retry-after", retry_after.to_string()),
+            ],
+            body: Bytes::from_static(b"Too many requests, please try again later.\n"),
+        }
+    }
+
     fn is_possible_for(&self, verb: Verb) -> bool {
         match self {
             Self::Refuse(_)
-            | Self::Garbage { .. }
+            | Self::Verbatim { .. }
             | Self::Silence
             | Self::Cut { .. }
             | Self::Truncate { .. } => true,

@@ -188,7 +188,7 @@ fn frames_may_be_absurdly_long() {
 }
 
 #[test]
-fn garbage_is_served_as_if_it_were_an_answer() {
+fn other_servers_answer_in_its_place() {
     let server = cluster_small();
     server.inject(Rule::new(Fault::captive_portal()).times(1));
     let response = Response::send(server.addr(), "GET", NODES_PATH);
@@ -197,6 +197,24 @@ fn garbage_is_served_as_if_it_were_an_answer() {
         (200, "text/html")
     );
     assert!(response.bytes().0.starts_with(b"<!DOCTYPE html>"));
+
+    server.inject(Rule::new(Fault::overload(2)).times(1));
+    let response = Response::send(server.addr(), "GET", NODES_PATH);
+    assert_eq!(response.status, 429);
+    assert_eq!(response.header("retry-after"), "2");
+    assert_eq!(response.header("content-type"), "text/plain; charset=utf-8");
+
+    server.inject(Fault::Verbatim {
+        status: 99,
+        headers: Vec::new(),
+        body: "x".into(),
+    });
+    let answer = get(&server, NODES_PATH);
+    assert_status(&answer, 500, "InternalError");
+    assert_eq!(
+        answer.1["message"],
+        "the fault is no answer: invalid status code"
+    );
 }
 
 #[test]
