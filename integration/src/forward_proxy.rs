@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+
+use crate::background::Background;
 
 /// Longer heads than this are refused.
 const MAX_HEAD: usize = 64 << 10;
@@ -32,17 +32,28 @@ pub struct ProxyRequest {
 /// The listening socket is bound on the calling thread, and so lives in the network namespace of
 /// that thread, as do the connections that the proxy makes.
 pub struct ForwardProxy {
-    addr: SocketAddr,
+    background: Background,
     shared: Arc<Shared>,
-    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 #[derive(Default)]
 struct Shared {
-    requests: Mutex<Vec<ProxyRequest>>,
-    refusal: Mutex<Option<u16>>,
+    state: Mutex<State>,
     /// Where every connection goes, whatever it asks for.
     destination: Option<SocketAddr>,
+}
+
+#[derive(Default)]
+struct State {
+    requests: Vec<ProxyRequest>,
+    refusal: Option<u16>,
+}
+
+impl Shared {
+    /// A panic elsewhere does not matter here: the test which caused it fails anyway.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ForwardProxy {
@@ -63,85 +74,39 @@ impl ForwardProxy {
 
     /// Starts a proxy on `addr`, with the destination of all connections if they have one.
     pub fn bind(addr: SocketAddr, destination: Option<SocketAddr>) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let listener = {
-            let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
         let shared = Arc::new(Shared {
             destination,
             ..Shared::default()
         });
-        let serving = serve(listener, shared.clone());
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("forward-proxy".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = serving => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
-        Ok(Self {
-            addr,
-            shared,
-            running: Some((stop, thread)),
-        })
+        let serving = shared.clone();
+        let background = Background::start("forward-proxy", addr, move |client| {
+            let shared = serving.clone();
+            tokio::spawn(async move {
+                // A connection that is lost on either side is lost on both, and that is all.
+                drop(forward(client, &shared).await);
+            });
+        })?;
+        Ok(Self { background, shared })
     }
 
     /// The address the proxy listens on.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.background.addr()
     }
 
     /// The URL of the proxy, as environment variables have it.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("http://{}", self.addr())
     }
 
     /// Answers new requests with this HTTP status, 407 say; with none, lets them through again.
     pub fn refuse(&self, status: Option<u16>) {
-        *self
-            .shared
-            .refusal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = status;
+        self.shared.lock().refusal = status;
     }
 
     /// All requests since the start, in order of arrival, refused ones included.
     pub fn requests(&self) -> Vec<ProxyRequest> {
-        let requests = &self.shared.requests;
-        requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-impl Drop for ForwardProxy {
-    fn drop(&mut self) {
-        if let Some((stop, thread)) = self.running.take() {
-            // The thread waits for the other end to go; a panic there has been reported already.
-            drop(stop);
-            drop(thread.join());
-        }
-    }
-}
-
-async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
-    while let Ok((client, _)) = listener.accept().await {
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            // A connection that is lost on either side is lost on both, and that is all.
-            drop(forward(client, &shared).await);
-        });
+        self.shared.lock().requests.clone()
     }
 }
 
@@ -150,15 +115,11 @@ async fn forward(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     let Some((request, version)) = parse(&head) else {
         return answer(&mut client, 400).await;
     };
-    shared
-        .requests
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(request.clone());
-    let refusal = *shared
-        .refusal
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+    let refusal = {
+        let mut state = shared.lock();
+        state.requests.push(request.clone());
+        state.refusal
+    };
     if let Some(status) = refusal {
         return answer(&mut client, status).await;
     }

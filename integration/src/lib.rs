@@ -2,6 +2,7 @@
 //! the real binary.
 
 pub mod apiserver;
+mod background;
 pub mod daemon;
 pub mod example;
 pub mod fixtures;

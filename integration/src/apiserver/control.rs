@@ -155,7 +155,7 @@ impl ApiServer {
     pub fn set_bookmark_period(&self, period: Option<Duration>) {
         let task = period.map(|period| {
             let shared = self.shared.clone();
-            let task = self.runtime.spawn(async move {
+            let task = self.background.runtime().spawn(async move {
                 loop {
                     tokio::time::sleep(period).await;
                     shared.lock().bookmark_all();

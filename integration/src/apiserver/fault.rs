@@ -25,7 +25,7 @@ pub enum Fault {
     Silence,
     /// The connection is cut after so many bytes of the body.
     ///
-    /// Over HTTP/2 it is the stream that is reset.
+    /// Over HTTP/2 it is the stream that is reset. A body that is not longer ends as ever.
     Cut {
         /// Bytes that are still sent.
         after: usize,

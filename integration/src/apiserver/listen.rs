@@ -1,10 +1,9 @@
-//! Accepts connections and has their requests answered.
+//! Connections to requests: TLS, then either version of HTTP.
 //!
 //! It must not know what answers are. Entry point: [`serve`].
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -12,41 +11,37 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::Shared;
 use super::answer::answer;
 use super::connection::{Connection, Wire};
 
-/// Serves every connection in a task of its own, for as long as the runtime lives.
-pub(super) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
-    loop {
-        // It fails for want of file descriptors or for the client's haste; the next may succeed.
-        let Ok((socket, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            continue;
-        };
-        // Else Nagle's algorithm holds events back.
-        drop(socket.set_nodelay(true));
-        let connection = Connection::new(shared.lock().is_frozen);
-        shared.lock().connections.push(connection.clone());
-        let wire = Wire {
-            socket,
-            connection: connection.clone(),
-        };
-        let (tls, shared) = (tls.clone(), shared.clone());
-        tokio::spawn(async move {
-            tokio::select! {
-                () = serve_connection(wire, tls, shared.clone()) => {}
-                () = connection.cut_asked() => {}
-            }
-            shared
-                .lock()
-                .connections
-                .retain(|other| !Arc::ptr_eq(other, &connection));
-        });
-    }
+/// Serves a connection in a task of its own.
+pub(super) fn serve(socket: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+    // Else Nagle's algorithm holds events back.
+    drop(socket.set_nodelay(true));
+    let connection = {
+        let mut state = shared.lock();
+        let connection = Connection::new(state.is_frozen);
+        state.connections.push(connection.clone());
+        connection
+    };
+    let wire = Wire {
+        socket,
+        connection: connection.clone(),
+    };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = serve_connection(wire, tls, shared.clone()) => {}
+            () = connection.cut_asked() => {}
+        }
+        shared
+            .lock()
+            .connections
+            .retain(|other| !Arc::ptr_eq(other, &connection));
+    });
 }
 
 async fn serve_connection(wire: Wire, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {

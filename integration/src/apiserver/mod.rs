@@ -5,7 +5,7 @@
 //! which selectors can name, and what the tables for protobuf need.
 //! Read [`ApiServer`] first: here it is started and given objects, in `control` it is made to
 //! misbehave and asked what it has seen.
-//! From a connection to an answer: `connection`, `listen`, `answer`, then `list` or `stream`;
+//! From a connection to an answer: `listen`, `connection`, `answer`, then `list` or `stream`;
 //! `store` holds the objects with their history, `watch` turns changes into events, and
 //! `encoding` writes both.
 
@@ -31,21 +31,19 @@ mod watch;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use serde_json::{Value, json};
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
+use crate::background::Background;
 use crate::tls::Tls;
 
 use connection::Connection;
@@ -65,11 +63,9 @@ use watch::Watcher;
 /// Every [`Resource`] counts its own resourceVersions, since clients must not compare them across
 /// resources; a recorded list or stream keeps those it was recorded with.
 pub struct ApiServer {
-    addr: SocketAddr,
+    background: Background,
     shared: Arc<Shared>,
-    runtime: Handle,
     tls: Option<Tls>,
-    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl ApiServer {
@@ -94,48 +90,27 @@ impl ApiServer {
         acceptor: Option<TlsAcceptor>,
         tls: Option<Tls>,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let listener = {
-            let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
         let shared = Arc::new(Shared::default());
-        let serving = listen::serve(listener, acceptor, shared.clone());
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("apiserver".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = serving => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
+        let serving = shared.clone();
+        let background = Background::start("apiserver", addr, move |socket| {
+            listen::serve(socket, acceptor.clone(), serving.clone());
+        })?;
         Ok(Self {
-            addr,
+            background,
             shared,
-            runtime: handle,
             tls,
-            running: Some((stop, thread)),
         })
     }
 
     /// The address the server listens on.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.background.addr()
     }
 
     /// The base URL of the server.
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}", self.addr)
+        format!("{scheme}://{}", self.addr())
     }
 
     /// A kubeconfig file for this server, with the authority to trust, and with the token that is
@@ -223,16 +198,6 @@ impl ApiServer {
                 Ok(())
             }
             other => bail!("unknown event type {other:?}"),
-        }
-    }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        if let Some((stop, thread)) = self.running.take() {
-            // The thread waits for the other end to go; a panic there has been reported already.
-            drop(stop);
-            drop(thread.join());
         }
     }
 }

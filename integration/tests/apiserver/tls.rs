@@ -65,7 +65,6 @@ impl Client<'_> {
         let name = ServerName::from(addr.ip());
         let connector = TlsConnector::from(Arc::new(self.config()));
         let stream = TokioIo::new(connector.connect(name, socket).await?);
-        let request = Request::get(format!("https://{addr}{path}")).header("Host", "mock");
         if self.protocol == "h2" {
             let (mut sender, connection) =
                 hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await?;
@@ -77,6 +76,7 @@ impl Client<'_> {
         } else {
             let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
             tokio::spawn(connection);
+            let request = Request::get(path).header("Host", "mock");
             Ok(sender
                 .send_request(request.body(Empty::<Bytes>::new())?)
                 .await?)
