@@ -8,6 +8,7 @@ use nftproxy_core::model::{Family, State};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
 use nftproxy_core::ruleset::name::{ChainName, SlotMap};
+use serde_json::Value;
 
 /// The node from which tests see the recorded cluster.
 pub const NODE_NAME: &str = "node-1";
@@ -68,6 +69,29 @@ pub fn recorded(file: &str) -> State {
     }
     assert_eq!(problems, []);
     state
+}
+
+/// Recorded protobuf with the keys in each `fieldsV1` in the order of their text.
+///
+/// A kube-apiserver sorts numbers among them as numbers; where they stand means nothing, and the
+/// length stays the same.
+///
+/// # Panics
+///
+/// If a `fieldsV1` is no JSON.
+pub fn with_sorted_fields(mut bytes: &[u8]) -> Vec<u8> {
+    let start = b"{\"f:";
+    let mut sorted = Vec::new();
+    while let Some(i) = bytes.windows(start.len()).position(|part| part == start) {
+        sorted.extend(&bytes[..i]);
+        bytes = &bytes[i..];
+        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter::<Value>();
+        let value = values.next().and_then(Result::ok);
+        sorted.extend(value.expect("fieldsV1 is JSON").to_string().as_bytes());
+        bytes = &bytes[values.byte_offset()..];
+    }
+    sorted.extend(bytes);
+    sorted
 }
 
 /// The ruleset without what history may leave its mark on: chains that nothing needs, and which

@@ -2,11 +2,14 @@
 //! the real binary.
 
 pub mod apiserver;
+mod background;
 pub mod daemon;
 pub mod example;
 pub mod fixtures;
+pub mod forward_proxy;
 pub mod lab;
 pub mod manifest;
 pub mod netns;
 pub mod nft;
+pub mod tls;
 pub mod traffic;

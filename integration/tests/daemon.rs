@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::apiserver::{ApiServer, Resource};
+use integration::apiserver::{ApiServer, Resource, StreamingLists};
 use integration::daemon::{Daemon, binary};
 use integration::fixtures::{NODE_NAME, canonical, path, read, recorded};
 use integration::netns::{Namespace, in_sandbox};
@@ -218,7 +218,7 @@ fn a_server_with_streaming_lists_serves_as_well() {
         let namespace = node_namespace();
         let folder = tempfile::tempdir().unwrap();
         let server = server(&namespace);
-        server.set_streaming_lists(true);
+        server.set_streaming_lists(StreamingLists::Served);
         let daemon = start(&namespace, &server, folder.path());
         wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
     });

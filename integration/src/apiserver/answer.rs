@@ -1,356 +1,266 @@
-//! The HTTP side: paths, query parameters, lists and watch responses.
+//! The HTTP side: a request to an answer, or to the misfortune that awaits it.
 //!
-//! It must not change objects. Entry point: [`router`].
+//! It must not change objects. Entry point: [`answer`].
 
-use std::collections::BTreeMap;
-use std::str::FromStr;
+use std::future;
+use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{self, Query};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
-use futures::stream;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
+use http::request::Parts;
+use http::{Method, Response};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
+use super::body::{Body, Ending};
+use super::encoding::{Encoding, negotiate};
+use super::fault::{Fault, Verb, strike};
 use super::filter::Filter;
+use super::list::list;
+use super::options::check_list;
+use super::query::{self, Query, flag, text};
+use super::record::Request;
 use super::resource::Resource;
 use super::status::Status;
-use super::store::{self, Store};
-use super::watch::{Watcher, event_line};
-use super::{Request, Shared, State};
+use super::stream;
+use super::target::Target;
+use super::{Shared, State};
 
-type Parameters = BTreeMap<String, String>;
+/// Lists and objects from this size on are compressed for those who can read it.
+const COMPRESSED_FROM: usize = 128 << 10;
 
-pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new().fallback(answer).with_state(shared)
+/// A request that has been recorded.
+struct Call {
+    target: Option<Target>,
+    verb: Verb,
+    is_get: bool,
+    query: Query,
+    encoding: Option<Encoding>,
+    reads_gzip: bool,
 }
 
-async fn answer(
-    extract::State(shared): extract::State<Arc<Shared>>,
-    method: Method,
-    uri: Uri,
-    Query(query): Query<Parameters>,
-) -> Result<Response, Status> {
-    let mut state = shared.lock();
-    state.requests.push(Request {
-        method: method.to_string(),
-        path: uri.path().to_owned(),
-        query: query.clone(),
-    });
+/// Answers a request, from a client that showed this certificate.
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    parts: Parts,
+    client_certificate: Option<Vec<u8>>,
+) -> Response<Body> {
+    let target = Target::parse(parts.uri.path());
+    let resource = target.as_ref().and_then(Target::resource);
+    let query = query::parse(parts.uri.query().unwrap_or(""));
+    let verb = match target {
+        Some(Target::Collection { .. }) if flag(&query, "watch") => Verb::Watch,
+        Some(Target::Collection { .. }) => Verb::List,
+        _ => Verb::Get,
+    };
+    let mut request = Request::new(&parts, query.clone(), client_certificate);
+    let (call, fault, refusal, delay, number) = {
+        let mut state = shared.lock();
+        let encoding = negotiate(
+            request.header("accept"),
+            verb == Verb::Watch,
+            state.encodings,
+        );
+        request.encoding = encoding;
+        let call = Call {
+            target,
+            verb,
+            is_get: parts.method == Method::GET,
+            query,
+            encoding,
+            reads_gzip: request
+                .header("accept-encoding")
+                .is_some_and(|value| value.contains("gzip")),
+        };
+        let fault = strike(&mut state.rules, resource, verb);
+        let refusal = refusal(&state, &request);
+        if let Some(resource) = resource {
+            let counters = &mut state.counters[resource as usize];
+            *match verb {
+                Verb::Get => &mut counters.gets,
+                Verb::List => &mut counters.lists,
+                Verb::Watch => &mut counters.watches,
+            } += 1;
+        }
+        state.requests.push(request);
+        shared.request_came.notify_all();
+        let number = state.requests.len() - 1;
+        (call, fault, refusal, state.delay, number)
+    };
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let response = match (fault, refusal) {
+        (Some(Fault::Silence), _) => future::pending().await,
+        (
+            Some(Fault::Verbatim {
+                status,
+                headers,
+                body,
+            }),
+            _,
+        ) => verbatim(status, headers, body),
+        (Some(Fault::Refuse(status)), _) | (_, Some(status)) => failure(&status, call.encoding),
+        (fault, None) => {
+            let response = good_answer(&shared, &call, fault.as_ref())
+                .unwrap_or_else(|status| failure(&status, call.encoding));
+            match fault {
+                Some(Fault::Cut { after }) => response.map(|body| body.limited(after, Ending::Cut)),
+                Some(Fault::Truncate { after }) => {
+                    response.map(|body| body.limited(after, Ending::Truncated))
+                }
+                _ => response,
+            }
+        }
+    };
+    shared.lock().requests[number].status = Some(response.status().as_u16());
+    match resource {
+        Some(resource) => {
+            let bytes = shared.body_bytes[resource as usize].clone();
+            response.map(|body| body.counted(bytes))
+        }
+        None => response,
+    }
+}
+
+/// Why the server refuses whatever is asked of it.
+fn refusal(state: &State, request: &Request) -> Option<Status> {
     if state.refuse {
-        return Err(Status::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "ServiceUnavailable",
-            "the server is currently unable to handle the request",
-        ));
+        return Some(Status::of(503));
     }
-    let target = Target::parse(uri.path())
-        .ok_or_else(|| Status::not_found("the server could not find the requested resource"))?;
-    if method != Method::GET {
-        return Err(Status::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "MethodNotAllowed",
-            "the server does not allow this method on the requested resource",
-        ));
+    let token = state.token.as_ref()?;
+    let has_token = request
+        .header("authorization")
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .is_some_and(|given| given == token);
+    (!has_token).then(|| Status::of(401))
+}
+
+fn good_answer(
+    shared: &Arc<Shared>,
+    call: &Call,
+    fault: Option<&Fault>,
+) -> Result<Response<Body>, Status> {
+    let target = call.target.as_ref().ok_or_else(|| Status::of(404))?;
+    if !call.is_get {
+        return Err(Status::of(405));
     }
-    match target {
-        Target::Version => Ok(Json(version()).into_response()),
+    let encoding = match target {
+        // As in a real server it is JSON whatever is asked for.
+        Target::Version => Encoding::Json,
+        _ => call.encoding.ok_or_else(|| Status::of(406))?,
+    };
+    let mut state = shared.lock();
+    let value = match target {
+        Target::Version => version(),
         Target::Object { resource, key } => {
-            let object = state.store(resource).objects().get(&key).ok_or_else(|| {
+            let object = state.store(*resource).objects().get(key).ok_or_else(|| {
                 Status::not_found(format!("{} {key:?} not found", resource.plural()))
             })?;
-            Ok(Json(resource.with_kind(Value::clone(object))).into_response())
+            resource.with_kind(Value::clone(object))
         }
         Target::Collection {
             resource,
             namespace,
         } => {
-            let filter = Filter::parse(resource, namespace.as_deref(), &query)?;
-            if flag(&query, "watch") {
-                watch(&shared, &mut state, resource, filter, &query)
-            } else {
-                Ok(Json(list(&state, resource, &filter, &query)?).into_response())
+            let filter = Filter::parse(
+                *resource,
+                namespace.as_deref(),
+                &call.query,
+                &state.unknown_fields,
+            )?;
+            check_cache(&state, *resource, call)?;
+            if call.verb == Verb::Watch {
+                let chunks = stream::open(
+                    shared,
+                    &mut state,
+                    *resource,
+                    filter,
+                    &call.query,
+                    encoding,
+                    fault,
+                )?;
+                let mut response = Response::new(Body::stream(chunks));
+                set_content_type(&mut response, encoding.content_type(true));
+                return Ok(response);
             }
+            check_list(&call.query, state.streaming_lists)?;
+            list(state.store(*resource), *resource, &filter, &call.query)?
         }
-    }
+    };
+    let compresses = state.compresses && call.reads_gzip;
+    drop(state);
+    let body = encoding
+        .object(&value)
+        .map_err(|e| Status::internal(format!("{e:#}")))?;
+    Ok(if compresses && body.len() >= COMPRESSED_FROM {
+        let mut response = whole(gzip(&body), encoding);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        response
+    } else {
+        whole(body, encoding)
+    })
 }
 
-/// What a path names.
-enum Target {
-    Version,
-    Object {
-        resource: Resource,
-        key: String,
-    },
-    Collection {
-        resource: Resource,
-        namespace: Option<String>,
-    },
-}
-
-impl Target {
-    fn parse(path: &str) -> Option<Self> {
-        if path == "/version" {
-            return Some(Self::Version);
-        }
-        Resource::ALL.into_iter().find_map(|resource| {
-            let segments: Vec<_> = path
-                .strip_prefix(resource.group_path())?
-                .split('/')
-                .collect();
-            let (namespace, rest) = match segments.as_slice() {
-                ["namespaces", namespace, rest @ ..] if resource.is_namespaced() => {
-                    (Some(*namespace), rest)
-                }
-                rest => (None, rest),
-            };
-            match rest {
-                [plural] if *plural == resource.plural() => Some(Self::Collection {
-                    resource,
-                    namespace: namespace.map(str::to_owned),
-                }),
-                [plural, name]
-                    if *plural == resource.plural()
-                        && namespace.is_some() == resource.is_namespaced() =>
-                {
-                    Some(Self::Object {
-                        resource,
-                        key: store::key(namespace.unwrap_or(""), name),
-                    })
-                }
-                _ => None,
-            }
-        })
+/// A cache that is not ready has no answer to what must come from it: watches, and lists of a
+/// version that is not the latest.
+fn check_cache(state: &State, resource: Resource, call: &Call) -> Result<(), Status> {
+    let needs_cache = call.verb == Verb::Watch
+        || (text(&call.query, "resourceVersion").is_some()
+            && text(&call.query, "continue").is_none());
+    if needs_cache && state.caches_not_ready.contains(&resource) {
+        return Err(Status::of(429)
+            .message("storage is (re)initializing")
+            .retry_after(1));
     }
+    Ok(())
 }
 
 fn version() -> Value {
     json!({"major": "1", "minor": "36", "gitVersion": "v1.36.2", "platform": "linux/amd64"})
 }
 
-fn list(
-    state: &State,
-    resource: Resource,
-    filter: &Filter,
-    query: &Parameters,
-) -> Result<Value, Status> {
-    let wanted = number(query, "resourceVersion")?;
-    let limit = match number(query, "limit")? {
-        // A real server answers "any version" from its cache, in one piece.
-        Some(limit) if limit > 0 && wanted != Some(0) => Some(limit),
-        _ => None,
-    };
-    let store = state.store(resource);
-    let start = ListStart::parse(store, query, wanted, limit.is_some())?;
-    let objects = store.objects_at(start.version);
-    let mut rest = objects
-        .iter()
-        .filter(|(key, object)| **key > start.after && filter.is_in_namespace(object))
-        .peekable();
-    let mut items: Vec<&Value> = Vec::new();
-    let mut last = "";
-    while limit.is_none_or(|limit| items.len() < limit)
-        && let Some((key, object)) = rest.next()
-    {
-        if filter.matches(object) {
-            items.push(object);
-        }
-        last = key;
+fn failure(status: &Status, encoding: Option<Encoding>) -> Response<Body> {
+    let encoding = encoding.unwrap_or(Encoding::Json);
+    let body = encoding.object(&status.object());
+    let mut response = whole(body.expect("every encoding knows the Status"), encoding);
+    *response.status_mut() = status.code;
+    if let Some(seconds) = status.seconds_to_wait() {
+        response.headers_mut().insert(RETRY_AFTER, seconds.into());
     }
-    let mut metadata = json!({"resourceVersion": start.version.to_string()});
-    // The real server looks no further than the limit either: what is left may all be filtered
-    // out, the last page is then empty, and only without selectors is the rest counted.
-    if rest.peek().is_some() {
-        metadata["continue"] = format_continue(start.version, last).into();
-        if !filter.has_selectors() {
-            metadata["remainingItemCount"] = rest.count().into();
-        }
-    }
-    Ok(json!({
-        "kind": format!("{}List", resource.kind()),
-        "apiVersion": resource.api_version(),
-        "metadata": metadata,
-        "items": items,
-    }))
+    response
 }
 
-/// Where a list starts: a snapshot, and the key it goes on after.
-struct ListStart {
-    version: u64,
-    after: String,
-}
-
-impl ListStart {
-    fn parse(
-        store: &Store,
-        query: &Parameters,
-        wanted: Option<u64>,
-        has_limit: bool,
-    ) -> Result<Self, Status> {
-        if let Some(token) = query.get("continue").filter(|token| !token.is_empty()) {
-            if wanted.is_some_and(|wanted| wanted != 0) {
-                return Err(Status::bad_request(
-                    "specifying resource version is not allowed when using continue",
-                ));
-            }
-            let (version, after) = parse_continue(token)
-                .filter(|(version, _)| *version <= store.version())
-                .ok_or_else(|| Status::bad_request("continue key is not valid"))?;
-            if version < store.horizon() {
-                return Err(Status::expired(
-                    "The provided continue parameter is too old to display a consistent list \
-                     result.",
-                ));
-            }
-            return Ok(Self { version, after });
-        }
-
-        let is_exact = match query.get("resourceVersionMatch").map(String::as_str) {
-            Some("Exact") => true,
-            Some("NotOlderThan") => false,
-            // With a limit, a version alone has always meant that very version.
-            None => has_limit,
-            Some(other) => {
-                return Err(Status::bad_request(format!(
-                    "resourceVersionMatch: Unsupported value: {other:?}"
-                )));
-            }
-        };
-        let current = store.version();
-        let version = match wanted {
-            Some(wanted) if wanted > current => {
-                return Err(Status::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "Timeout",
-                    format!("Too large resource version: {wanted}, current: {current}"),
-                ));
-            }
-            Some(wanted) if is_exact => wanted,
-            _ => current,
-        };
-        if version < store.horizon() {
-            return Err(Status::expired(
-                "The resourceVersion for the provided list is too old.",
-            ));
-        }
-        Ok(Self {
-            version,
-            after: String::new(),
-        })
+/// An answer as a test wants it; if that is none of HTTP's, it is a mistake and says so.
+fn verbatim(status: u16, headers: Vec<(&str, String)>, body: Bytes) -> Response<Body> {
+    let mut builder = Response::builder().status(status);
+    for (name, value) in headers {
+        builder = builder.header(name, value);
     }
+    builder.body(body.into()).unwrap_or_else(|e| {
+        let status = Status::internal(format!("the fault is no answer: {e}"));
+        failure(&status, None)
+    })
 }
 
-/// A continue token: the version of the snapshot and the last key looked at.
-fn format_continue(version: u64, last: &str) -> String {
-    format!("{version}:{last}")
+fn whole(body: Bytes, encoding: Encoding) -> Response<Body> {
+    let mut response = Response::new(body.into());
+    set_content_type(&mut response, encoding.content_type(false));
+    response
 }
 
-fn parse_continue(token: &str) -> Option<(u64, String)> {
-    let (version, last) = token.split_once(':')?;
-    Some((version.parse().ok()?, last.to_owned()))
+fn set_content_type(response: &mut Response<Body>, content_type: &'static str) {
+    let value = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, value);
 }
 
-fn watch(
-    shared: &Arc<Shared>,
-    state: &mut State,
-    resource: Resource,
-    filter: Filter,
-    query: &Parameters,
-) -> Result<Response, Status> {
-    let timeout = number(query, "timeoutSeconds")?.filter(|seconds| *seconds > 0);
-    let wanted: u64 = number(query, "resourceVersion")?.unwrap_or(0);
-    let is_streaming_list = flag(query, "sendInitialEvents");
-    if is_streaming_list {
-        if query.get("resourceVersionMatch").map(String::as_str) != Some("NotOlderThan") {
-            return Err(Status::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                "Invalid",
-                "resourceVersionMatch: Forbidden: sendInitialEvents requires setting \
-                 resourceVersionMatch to NotOlderThan",
-            ));
-        }
-        if !state.streaming_lists {
-            return Ok(watch_error(&Status::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "InternalError",
-                "a watch stream was requested by the client but the required storage feature \
-                 RequestWatchProgress is disabled",
-            )));
-        }
-    }
-    let store = state.store(resource);
-    let starts_with_objects = is_streaming_list || wanted == 0;
-    if !starts_with_objects && wanted < store.horizon() {
-        let status = Status::expired(format!(
-            "too old resource version: {wanted} ({})",
-            store.horizon()
-        ));
-        return if state.expired_watch_is_http_error {
-            Err(status)
-        } else {
-            Ok(watch_error(&status))
-        };
-    }
-
-    let (lines, mut receiver) = mpsc::unbounded_channel();
-    let watcher = Watcher {
-        id: state.n_watches,
-        resource,
-        filter,
-        after: wanted,
-        wants_bookmarks: flag(query, "allowWatchBookmarks"),
-        lines,
-    };
-    if starts_with_objects {
-        for object in store.objects().values() {
-            watcher.initial(object);
-        }
-        if is_streaming_list {
-            watcher.initial_events_end(store.version());
-        }
-    } else {
-        for change in store.history() {
-            watcher.change(change);
-        }
-    }
-    state.n_watches += 1;
-    if let Some(seconds) = timeout {
-        let (id, shared) = (watcher.id, shared.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            shared.lock().end_watch(id);
-        });
-    }
-    state.watchers.push(watcher);
-    shared.watch_opened.notify_all();
-    let body = Body::from_stream(stream::poll_fn(move |cx| receiver.poll_recv(cx)));
-    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
-}
-
-/// A watch response which is nothing but an ERROR event.
-fn watch_error(status: &Status) -> Response {
-    let line = event_line("ERROR", &status.object());
-    ([(CONTENT_TYPE, "application/json")], line).into_response()
-}
-
-/// A boolean parameter, which in Kubernetes is true unless absent or set to false.
-fn flag(query: &Parameters, name: &str) -> bool {
-    query
-        .get(name)
-        .is_some_and(|value| !matches!(value.as_str(), "false" | "0"))
-}
-
-fn number<T: FromStr>(query: &Parameters, name: &str) -> Result<Option<T>, Status> {
-    match query.get(name) {
-        Some(value) if !value.is_empty() => value
-            .parse()
-            .map(Some)
-            .map_err(|_| Status::bad_request(format!("{name}: Invalid value: {value:?}"))),
-        _ => Ok(None),
-    }
+/// As little effort as a kube-apiserver makes.
+fn gzip(body: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = encoder.write_all(body).and_then(|()| encoder.finish());
+    written.expect("memory takes everything").into()
 }

@@ -2,10 +2,11 @@
 //!
 //! It must not know whether a list or a watch asks. Entry point: [`Filter`].
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::query::Query;
 use super::resource::Resource;
 use super::status::Status;
 
@@ -20,12 +21,15 @@ impl Filter {
     pub(super) fn parse(
         resource: Resource,
         namespace: Option<&str>,
-        query: &BTreeMap<String, String>,
+        query: &Query,
+        unknown_fields: &BTreeSet<String>,
     ) -> Result<Self, Status> {
         let fields = requirements(query.get("fieldSelector"))?;
         for Requirement { key, test } in &fields {
             let is_comparison = matches!(test, Test::Equals(_) | Test::Differs(_));
-            if !is_comparison || !resource.selectable_fields().contains(&key.as_str()) {
+            let is_known = resource.selectable_fields().contains(&key.as_str())
+                && !unknown_fields.contains(key);
+            if !is_comparison || !is_known {
                 return Err(Status::bad_request(format!(
                     "field label not supported: {key}"
                 )));

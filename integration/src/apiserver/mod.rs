@@ -1,43 +1,60 @@
-//! A mock of the Kubernetes API server: the list and watch protocol over plain HTTP, and the
-//! misfortunes a client must survive (cut watches, compaction, refusals), each on demand.
+//! An API server of Kubernetes for tests: the list and watch protocol in JSON and protobuf, over
+//! plain HTTP or TLS, and the misfortunes a client must survive, each on demand.
 //!
-//! It knows nothing of nftproxy and does not interpret objects beyond their metadata and the
-//! fields which selectors can name.
-//! Read [`ApiServer`] first; `answer` is the HTTP side, `store` holds the objects with their
-//! history, `watch` turns changes into events.
+//! It knows nothing of nftproxy and does not interpret objects beyond their metadata, the fields
+//! which selectors can name, and what the tables for protobuf need.
+//! Read [`ApiServer`] first: here it is started and given objects, in `control` it is made to
+//! misbehave and asked what it has seen.
+//! From a connection to an answer: `listen`, `connection`, `answer`, then `list` or `stream`;
+//! `store` holds the objects with their history, `watch` turns changes into events, and
+//! `encoding` writes both.
 
 mod answer;
+mod body;
+mod connection;
+mod control;
+mod encoding;
+mod fault;
 mod filter;
+mod list;
+mod listen;
+mod options;
+mod protobuf;
+mod query;
+mod record;
 mod resource;
 mod status;
 mod store;
+mod stream;
+mod target;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use serde_json::Value;
-use tokio::sync::oneshot;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
+use serde_json::{Value, json};
+use tokio::task::AbortHandle;
+use tokio_rustls::TlsAcceptor;
 
+use crate::background::Background;
+use crate::tls::Tls;
+
+use connection::Connection;
+pub use encoding::{Encoding, Encodings};
+pub use fault::{Fault, Rule, Verb};
+pub use options::StreamingLists;
+pub use record::{Counters, Request};
 pub use resource::Resource;
+pub use status::Status;
 use store::{Change, Store};
 use watch::Watcher;
-
-/// One request as the server received it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// The method in capitals.
-    pub method: String,
-    /// The path without the query.
-    pub path: String,
-    /// The decoded query parameters.
-    pub query: BTreeMap<String, String>,
-}
 
 /// A running server; dropping it closes the port and every connection.
 ///
@@ -46,9 +63,9 @@ pub struct Request {
 /// Every [`Resource`] counts its own resourceVersions, since clients must not compare them across
 /// resources; a recorded list or stream keeps those it was recorded with.
 pub struct ApiServer {
-    addr: SocketAddr,
+    background: Background,
     shared: Arc<Shared>,
-    running: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    tls: Option<Tls>,
 }
 
 impl ApiServer {
@@ -59,55 +76,61 @@ impl ApiServer {
 
     /// Starts a server on `addr`.
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(addr)?;
-        listener.set_nonblocking(true)?;
-        let addr = listener.local_addr()?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let listener = {
-            let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
+        Self::serve(addr, None, None)
+    }
+
+    /// Starts a server on `addr` which speaks nothing but TLS.
+    pub fn bind_tls(addr: SocketAddr, tls: &Tls) -> anyhow::Result<Self> {
+        let acceptor = tls.acceptor()?;
+        Ok(Self::serve(addr, Some(acceptor), Some(tls.clone()))?)
+    }
+
+    fn serve(
+        addr: SocketAddr,
+        acceptor: Option<TlsAcceptor>,
+        tls: Option<Tls>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let router = answer::router(shared.clone());
-        let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new()
-            .name("apiserver".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = axum::serve(listener, router) => {}
-                        _ = stopped => {}
-                    }
-                });
-            })?;
+        let serving = shared.clone();
+        let background = Background::start("apiserver", addr, move |socket| {
+            listen::serve(socket, acceptor.clone(), serving.clone());
+        })?;
         Ok(Self {
-            addr,
+            background,
             shared,
-            running: Some((stop, thread)),
+            tls,
         })
     }
 
     /// The address the server listens on.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.background.addr()
     }
 
     /// The base URL of the server.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.addr())
     }
 
-    /// A kubeconfig file for this server, without credentials.
+    /// A kubeconfig file for this server, with the authority to trust, and with the token that is
+    /// required at the moment as the only credential.
     pub fn kubeconfig(&self) -> String {
+        let authority = self.tls.as_ref().map_or(String::new(), |tls| {
+            let data = BASE64.encode(&tls.authority);
+            format!("    certificate-authority-data: {data}\n")
+        });
+        let user = match &self.shared.lock().token {
+            Some(token) => json!({"token": token}),
+            None => json!({}),
+        };
         format!(
             "apiVersion: v1\n\
              kind: Config\n\
              clusters:\n\
-             - name: mock\n  cluster:\n    server: {}\n\
+             - name: mock\n  cluster:\n    server: {}\n{authority}\
              users:\n\
-             - name: mock\n  user: {{}}\n\
+             - name: mock\n  user: {user}\n\
              contexts:\n\
              - name: mock\n  context:\n    cluster: mock\n    user: mock\n\
              current-context: mock\n",
@@ -177,90 +200,14 @@ impl ApiServer {
             other => bail!("unknown event type {other:?}"),
         }
     }
-
-    /// Cuts every open watch without ending its response properly, as a lost connection does.
-    ///
-    /// Events sent just before may be lost with it; a client which resumes gets them again.
-    pub fn disconnect_watches(&self) {
-        for watcher in self.shared.lock().watchers.drain(..) {
-            watcher.cut();
-        }
-    }
-
-    /// Forgets all history: every resourceVersion given out so far is too old to watch from, and
-    /// every continue token has expired.
-    ///
-    /// Watches already open go on. Versions step forward by one, as if something else had been
-    /// written since, so that even a client which has seen everything is behind.
-    pub fn compact(&self) {
-        let mut state = self.shared.lock();
-        for resource in Resource::ALL {
-            state.store_mut(resource).compact();
-        }
-    }
-
-    /// Answers 503 to every new request while `on`; open watches are left alone.
-    pub fn refuse(&self, on: bool) {
-        self.shared.lock().refuse = on;
-    }
-
-    /// Sends a bookmark to every open watch which asked for bookmarks.
-    pub fn bookmark(&self) {
-        let mut state = self.shared.lock();
-        for resource in Resource::ALL {
-            state.bookmark(resource);
-        }
-    }
-
-    /// Switches streaming lists (`sendInitialEvents`) on or off; they are off at first.
-    pub fn set_streaming_lists(&self, on: bool) {
-        self.shared.lock().streaming_lists = on;
-    }
-
-    /// Chooses how a watch from an expired resourceVersion is answered: with HTTP status 410, or
-    /// (at first) with status 200 and a single ERROR event. Real servers do either.
-    pub fn set_expired_watch_is_http_error(&self, on: bool) {
-        self.shared.lock().expired_watch_is_http_error = on;
-    }
-
-    /// All requests since the start, in order of arrival, refused ones included.
-    pub fn requests(&self) -> Vec<Request> {
-        self.shared.lock().requests.clone()
-    }
-
-    /// How many watches are open now.
-    pub fn open_watches(&self) -> usize {
-        self.shared.lock().open_watches()
-    }
-
-    /// Waits until at least `n` watches are open; false if that took longer than `timeout`.
-    #[must_use]
-    pub fn wait_for_watches(&self, n: usize, timeout: Duration) -> bool {
-        let (_state, result) = self
-            .shared
-            .watch_opened
-            .wait_timeout_while(self.shared.lock(), timeout, |state| {
-                state.open_watches() < n
-            })
-            .unwrap_or_else(PoisonError::into_inner);
-        !result.timed_out()
-    }
-}
-
-impl Drop for ApiServer {
-    fn drop(&mut self) {
-        if let Some((stop, thread)) = self.running.take() {
-            // The thread waits for the other end to go; a panic there has been reported already.
-            drop(stop);
-            drop(thread.join());
-        }
-    }
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     watch_opened: Condvar,
+    request_came: Condvar,
+    body_bytes: [Arc<AtomicU64>; Resource::ALL.len()],
 }
 
 impl Shared {
@@ -275,10 +222,21 @@ struct State {
     stores: [Store; Resource::ALL.len()],
     watchers: Vec<Watcher>,
     n_watches: u64,
+    connections: Vec<Arc<Connection>>,
     requests: Vec<Request>,
+    counters: [Counters; Resource::ALL.len()],
+    bookmarks: Option<AbortHandle>,
+    rules: Vec<Rule>,
     refuse: bool,
-    streaming_lists: bool,
+    is_frozen: bool,
+    delay: Duration,
+    token: Option<String>,
+    encodings: Encodings,
+    compresses: bool,
+    streaming_lists: StreamingLists,
     expired_watch_is_http_error: bool,
+    caches_not_ready: Vec<Resource>,
+    unknown_fields: BTreeSet<String>,
 }
 
 impl State {
@@ -318,18 +276,24 @@ impl State {
         }
     }
 
+    fn bookmark_all(&mut self) {
+        for resource in Resource::ALL {
+            self.bookmark(resource);
+        }
+    }
+
     /// Ends a watch in good order, as its timeout asks.
     fn end_watch(&mut self, id: u64) {
         if let Some(i) = self.watchers.iter().position(|watcher| watcher.id == id) {
-            let watcher = self.watchers.swap_remove(i);
+            let mut watcher = self.watchers.swap_remove(i);
             watcher.bookmark(self.store(watcher.resource).version());
         }
     }
 
-    fn watchers_of(&mut self, resource: Resource) -> impl Iterator<Item = &Watcher> {
+    fn watchers_of(&mut self, resource: Resource) -> impl Iterator<Item = &mut Watcher> {
         self.watchers.retain(Watcher::is_open);
         self.watchers
-            .iter()
+            .iter_mut()
             .filter(move |watcher| watcher.resource == resource)
     }
 
