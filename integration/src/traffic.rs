@@ -289,13 +289,20 @@ pub struct ProbeOptions {
 }
 
 impl Default for ProbeOptions {
-    /// From anywhere, with a second to answer.
+    /// From anywhere, with [`patience`] for an answer.
     fn default() -> Self {
         Self {
             from: None,
-            timeout: Duration::from_secs(1),
+            timeout: patience(),
         }
     }
+}
+
+/// How long an answer may take that is expected: a second, and in an emulated machine so long that
+/// SCTP, which waits for three seconds, can send once more what was lost under load.
+pub fn patience() -> Duration {
+    let is_emulated = std::env::var_os("NFTPROXY_VM").is_some();
+    Duration::from_secs(if is_emulated { 5 } else { 1 })
 }
 
 /// Connects, or sends one datagram, to `to` from inside the namespace.

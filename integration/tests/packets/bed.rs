@@ -15,7 +15,7 @@ use integration::manifest::{
     load_balancer_ip, node_port, service, slices,
 };
 use integration::netns::{Namespace, unsupported};
-use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe};
+use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, patience, probe};
 use serde_json::Value;
 
 pub(crate) const POD1: Endpoint = on("node", PODS[0]);
@@ -304,7 +304,7 @@ impl Bed {
         let (n_probes, timeout) = if wanted.contains("timeout") {
             (1, Duration::from_millis(200))
         } else {
-            (n_probes, Duration::from_secs(1))
+            (n_probes, patience())
         };
         let options = ProbeOptions {
             from: None,

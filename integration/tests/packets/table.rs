@@ -16,7 +16,7 @@ use integration::manifest::{
     service, service_cidr, slices,
 };
 use integration::netns::in_sandbox;
-use integration::traffic::{Outcome, ProbeOptions, Protocol, probe};
+use integration::traffic::{Outcome, ProbeOptions, Protocol, patience, probe};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::model::{Family, V4, V6};
@@ -344,7 +344,11 @@ impl Cell {
         };
         let options = ProbeOptions {
             from: None,
-            timeout: Duration::from_millis(if is_drop { 200 } else { 1000 }),
+            timeout: if is_drop {
+                Duration::from_millis(200)
+            } else {
+                patience()
+            },
         };
         let namespace = self.source.namespace(&bed.lab);
         let mut observed = BTreeSet::new();
