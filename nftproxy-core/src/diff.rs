@@ -95,9 +95,16 @@ impl<F: Family> Delta<F> {
     pub fn add_picks(&mut self, picks: impl IntoIterator<Item = Pick>) {
         for pick in picks {
             self.add_chains.push(ChainName::Pick(pick));
-            self.set_rules
-                .push((ChainName::Pick(pick), pick_rules::<F>(pick)));
+            self.set_picks([pick]);
         }
+    }
+
+    /// Adds what gives pick chains their rules.
+    fn set_picks(&mut self, picks: impl IntoIterator<Item = Pick>) {
+        let rules = picks
+            .into_iter()
+            .map(|pick| (ChainName::Pick(pick), pick_rules::<F>(pick)));
+        self.set_rules.extend(rules);
     }
 
     /// Adds what turns the fixed chains of `observed` into those of `desired`. Chains that others
@@ -157,12 +164,18 @@ impl Counts {
     pub fn elements(&self) -> usize {
         self.deleted_elements + self.added_elements
     }
+
+    /// All of it.
+    pub fn operations(&self) -> usize {
+        self.chains + self.rules + self.elements()
+    }
 }
 
 /// A table as it was found in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observed<F: Family> {
-    /// What of it we understand.
+    /// What of it we understand. Pick chains with other rules than they should have are among the
+    /// fixed chains.
     pub ruleset: FamilyRuleset<F>,
     /// What of it cannot stay or be mended piece by piece, in words: objects that are not ours,
     /// sets of another type, base chains at another place, sets that are missing.
@@ -197,7 +210,11 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
         elements,
     } = desired;
     delta.change_skeleton(&current.skeleton, skeleton);
-    delta.add_picks(picks.difference(&current.picks).copied());
+    let is_there = |pick: &Pick| current.skeleton.chains.contains_key(&ChainName::Pick(*pick));
+    let missing = picks.difference(&current.picks).copied();
+    let (spoiled, missing): (Vec<_>, Vec<_>) = missing.partition(is_there);
+    delta.add_picks(missing);
+    delta.set_picks(spoiled);
     delta.delete_elements = current.elements.difference(elements).cloned().collect();
     delta.add_elements = elements.difference(&current.elements).cloned().collect();
     delta

@@ -34,13 +34,14 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::apply::netlink::Netlink;
+use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::netlink::conntrack::Conntrack;
 use crate::apply::{ApplyError, Kernel};
 use crate::engine::flows::{FlowTable, Flows, Forgetter};
@@ -57,6 +58,7 @@ const MESSAGES_MAX: usize = 10_000;
 pub struct Driver<K4 = Netlink, K6 = Netlink, T = Conntrack> {
     handle: Handle<K4, K6, T>,
     thread: Option<JoinHandle<Result<(), ApplyError>>>,
+    _watch: Option<Watch>,
 }
 
 /// Sends events to a [`Driver`], and asks it. Clones go to any thread.
@@ -134,6 +136,15 @@ where
             has_synced: has_synced.clone(),
             health: engine.health().clone(),
         };
+        let watch = match engine.take_monitor() {
+            Some(monitor) => {
+                let messages = handle.messages.clone();
+                Some(watch_in_background(monitor, move |event| {
+                    messages.send(Message::Event(event)).is_ok()
+                })?)
+            }
+            None => None,
+        };
         let run = move || {
             let mut looped = Loop {
                 engine,
@@ -149,6 +160,7 @@ where
         Ok(Self {
             handle,
             thread: Some(thread),
+            _watch: watch,
         })
     }
 
@@ -365,6 +377,55 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Loop<K4, K6, T> {
             !is_reached
         });
     }
+}
+
+/// A thread that reads a [`Monitor`]; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Watch {
+    _stop: io::PipeWriter,
+}
+
+/// Starts a thread that tells an engine what others do to its tables: `tell` is called with
+/// [`Event::Watched`] and [`Event::Touched`] until it returns `false` or the result is dropped.
+///
+/// # Errors
+///
+/// If there is no thread or no pipe to be had.
+pub fn watch_in_background(
+    mut monitor: Monitor,
+    mut tell: impl FnMut(Event) -> bool + Send + 'static,
+) -> io::Result<Watch> {
+    let (stopped, stop) = io::pipe()?;
+    let run = move || {
+        if !tell(Event::Watched(true)) {
+            return;
+        }
+        loop {
+            let incidents = match monitor.wait(stopped.as_fd()) {
+                Ok(true) => monitor.read(),
+                Ok(false) => return,
+                Err(error) => Err(error),
+            };
+            match incidents {
+                Ok(incidents) => {
+                    for incident in incidents {
+                        if !tell(Event::Touched(incident)) {
+                            return;
+                        }
+                    }
+                }
+                Err(_) => {
+                    // From now on the engine looks by itself.
+                    tell(Event::Watched(false));
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("nftproxy-watch".into())
+        .spawn(run)?;
+    Ok(Watch { _stop: stop })
 }
 
 /// Starts a thread that has the flows forgotten which it is sent, until all senders are gone.

@@ -2,17 +2,18 @@
 //!
 //! An ordinary sync compiles the dirty Services and sends the difference; it neither lists the
 //! kernel nor walks all Services. A full one lists the table and compares it with everything: the
-//! first, and the one after a failure.
+//! first, the one after a failure, and one now and then. Where it is known what others have touched,
+//! [`Syncer::repair`] looks at just that.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::apply::{ApplyError, Committed, Kernel, Refusal};
+use crate::apply::{ApplyError, Committed, Kernel, Refusal, Scope};
 use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
-use crate::ruleset::Skeleton;
+use crate::ruleset::{FamilyRuleset, Skeleton};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
 
@@ -61,9 +62,11 @@ pub struct Report {
     pub appeared: BTreeSet<Note>,
     /// What is no longer left out since this sync.
     pub went: BTreeSet<Note>,
-    /// What was not as expected, in a full sync after the first: somebody else changed the table, or
-    /// a commit had failed.
+    /// What was not as expected, in a full sync after the first or a repair: somebody else changed
+    /// the table, or a commit had failed.
     pub is_repair: bool,
+    /// The table was made, or made anew.
+    pub is_new_table: bool,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -140,6 +143,120 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     /// Makes the next sync a full one, for when somebody else may have changed the table.
     pub fn distrust(&mut self) {
         self.installed = None;
+    }
+
+    /// Whether the table is taken to be as the last sync left it.
+    pub fn trusts(&self) -> bool {
+        self.installed.is_some()
+    }
+
+    /// A number that changes with each commit of anybody; see [`Kernel::generation`].
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        self.kernel.generation()
+    }
+
+    /// Sets right what others did to the table as the last sync left it. That costs what the scope
+    /// costs to look at; what has changed in the cluster since waits for [`Syncer::sync`].
+    ///
+    /// If the table is not known well enough for that, it is a full sync, `dirty` included; and the
+    /// report says so.
+    ///
+    /// # Errors
+    ///
+    /// As [`Syncer::sync`].
+    pub fn repair(
+        &mut self,
+        scope: &Scope,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+    ) -> Result<Report, ApplyError> {
+        let mut timings = Timings::default();
+        if *scope != Scope::Everything && self.installed.is_some() {
+            match self.repair_part(scope, state, &mut timings) {
+                Ok(Some(report)) => return Ok(report),
+                Ok(None) => {}
+                Err(error) if error.is_retryable() => {}
+                Err(error) => {
+                    self.distrust();
+                    return Err(error);
+                }
+            }
+        }
+        self.distrust();
+        self.full(state, node, dirty, timings)
+    }
+
+    /// Sets right a part of the table; `None` if it is not only a part that is wrong.
+    fn repair_part(
+        &mut self,
+        scope: &Scope,
+        state: &State,
+        timings: &mut Timings,
+    ) -> Result<Option<Report>, ApplyError> {
+        let start = Instant::now();
+        let observed = self.kernel.list_part(scope)?;
+        timings.list += start.elapsed();
+        let (Some(observed), Some(installed)) = (observed, &mut self.installed) else {
+            return Ok(None);
+        };
+        if !observed.foreign.is_empty() {
+            return Ok(None);
+        }
+        let start = Instant::now();
+        let mut elements = self.compilation.elements();
+        let mut scratch = Vec::new();
+        elements.retain(|element| scope.contains(element, &mut scratch));
+        let desired = FamilyRuleset {
+            skeleton: installed.skeleton.clone(),
+            picks: installed.picks.clone(),
+            elements: elements.into_iter().collect(),
+        };
+        // One of ours that nothing needs is as good as if we had left it.
+        installed.picks.extend(&observed.ruleset.picks);
+        timings.compile += start.elapsed();
+        let start = Instant::now();
+        let mut delta = diff(Some(&observed), &desired);
+        timings.diff += start.elapsed();
+        let node = installed.node.clone();
+        if scope.has_set(SetName::Affinity) {
+            self.compilation.distrust_affinity();
+        }
+        let committed = self
+            .commit(&mut delta, timings)
+            .map_err(|error| self.explain(state, error, &delta))?;
+        let changed = delta.delete_elements.iter().chain(&delta.add_elements);
+        self.note_misled_flows(state, &node, changed, has_misled_all(&delta));
+        let report = self.report(false, &delta, committed, *timings);
+        Ok(Some(Report {
+            is_repair: !delta.is_empty(),
+            ..report
+        }))
+    }
+
+    /// Notes the UDP flows that began while these elements were not as they should be, or anything
+    /// was.
+    fn note_misled_flows<'a>(
+        &mut self,
+        state: &State,
+        node: &Node,
+        changed: impl Iterator<Item = &'a Element<F>>,
+        is_all: bool,
+    ) {
+        let destination = |element: &Element<F>| match element.key() {
+            Key::Destination(destination) | Key::Slot(destination, _) => Some(*destination),
+            _ => None,
+        };
+        let mut destinations: BTreeSet<_> = changed.filter_map(destination).collect();
+        if is_all {
+            destinations.extend(self.compilation.destinations());
+        }
+        self.compilation
+            .note_misled_flows(state, node, destinations);
     }
 
     /// Brings the table in step. `dirty` are the Services that changed since the last call,
@@ -312,6 +429,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             appeared,
             went,
             is_repair: false,
+            is_new_table: delta.table != TableChange::Keep,
             timings,
         }
     }
@@ -367,6 +485,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             picks.extend(observed.ruleset.picks);
             skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);
         }
+        // Pick chains whose rules were others'; they are mended, or nothing needs them.
+        skeleton
+            .chains
+            .retain(|chain, _| !matches!(chain, ChainName::Pick(_)));
         self.installed = Some(Installed {
             node: node.clone(),
             service_cidrs,
@@ -376,6 +498,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         });
         self.refused.clone_from(refused);
         let report = self.report(true, &delta, committed, timings);
+        // What there is was compiled just now, the first time, and is noted; what is gone is not.
+        let come = if is_first { &[][..] } else { &delta.add_elements };
+        let is_all = !is_first && has_misled_all(&delta);
+        let changed = delta.delete_elements.iter().chain(come);
+        self.note_misled_flows(state, node, changed, is_all);
         Ok(Report {
             is_repair: !is_first && !delta.is_empty(),
             ..report
@@ -514,6 +641,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         delta.add_elements.sort();
         delta
     }
+}
+
+/// Whether any flow may have been led otherwise than the rules say that are in force now.
+fn has_misled_all<F: Family>(delta: &Delta<F>) -> bool {
+    delta.table != TableChange::Keep || !delta.set_rules.is_empty()
 }
 
 /// The destination of an element of `sticky`.

@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::apply::netlink::{Monitor, Netlink};
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
-use nftproxy_core::driver::forget_in_background;
+use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
 use nftproxy_core::host;
 use nftproxy_core::model::{IpFamily, V4, V6};
+use nftproxy_core::ruleset::Table;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 use super::args::RunArgs;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
+use crate::error::chain;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::{health_check_node_port, report};
@@ -32,7 +34,7 @@ const EVENT_QUEUE: usize = 1024;
 pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
     let allow_external_ips = settings.feature_gates.allow_service_external_ips;
-    let kernels = open_kernels(settings)?;
+    let (kernels, monitor) = open_kernels(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
@@ -57,7 +59,15 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 None
             }
         };
-        addresses::watch(sender).context("watching the addresses of this host")?;
+        addresses::watch(sender.clone()).context("watching the addresses of this host")?;
+        let _watch = monitor
+            .map(|monitor| {
+                watch_in_background(monitor, move |event| {
+                    sender.blocking_send(Event::Cluster(event)).is_ok()
+                })
+            })
+            .transpose()
+            .context("starting a thread that watches the tables")?;
 
         let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
         let flows = Forgetter::new(Conntrack::open().context("opening connection tracking")?);
@@ -73,6 +83,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 pace: Pace {
                     min_sync_period: settings.min_sync_period,
                     sync_period: settings.sync_period,
+                    ..Pace::default()
                 },
                 flows: FlowOption::HandOver,
                 ..Options::default()
@@ -100,7 +111,10 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
 }
 
 /// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.
-fn open_kernels(settings: &Settings) -> anyhow::Result<Kernels<Netlink, Netlink, Conntrack>> {
+/// And whatever hears of changes by others, if that can be had.
+fn open_kernels(
+    settings: &Settings,
+) -> anyhow::Result<(Kernels<Netlink, Netlink, Conntrack>, Option<Monitor>)> {
     let check::Kernel { families, findings } = check::kernel(settings);
     let errors: Vec<_> = findings
         .iter()
@@ -116,12 +130,25 @@ fn open_kernels(settings: &Settings) -> anyhow::Result<Kernels<Netlink, Netlink,
         let is_usable = families.contains(&family);
         is_usable.then(Netlink::open).transpose()
     };
-    Ok(Kernels {
+    let mut kernels = Kernels {
         v4: open(IpFamily::V4)?,
         v6: open(IpFamily::V6)?,
         // Flows are forgotten elsewhere.
         flows: None,
-    })
+    };
+    let monitor = match Monitor::open(&Table::default(), None) {
+        Ok(mut monitor) => {
+            let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);
+            netlinks.for_each(|netlink| monitor.know(netlink));
+            Some(monitor)
+        }
+        Err(error) => {
+            let error = chain(&error);
+            warn!(error, "the kernel does not tell of changes by others; it is asked instead");
+            None
+        }
+    };
+    Ok((kernels, monitor))
 }
 
 fn log(findings: &[Finding]) {

@@ -1,6 +1,10 @@
 //! What the engine did, as log lines. Entry point: [`log`].
 
-use nftproxy_core::engine::Outcome;
+use std::time::Duration;
+
+use nftproxy_core::apply::{Culprit, Incident};
+use nftproxy_core::diff::Counts;
+use nftproxy_core::engine::{Cause, Outcome};
 use nftproxy_core::model::IpFamily;
 use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
@@ -21,9 +25,16 @@ pub(crate) fn log(outcome: &Outcome) {
         }
         Outcome::NoteAppeared { family, note } => warn!(%family, "{note}"),
         Outcome::NoteWent { family, note } => info!(%family, "no longer: {note}"),
-        Outcome::Repaired { family, counts } => warn!(
-            %family, added = counts.added_elements, deleted = counts.deleted_elements,
-            rules = counts.rules, "the table was not as expected, and is now"
+        Outcome::Repaired {
+            family,
+            cause,
+            counts,
+            took,
+            streak,
+        } => repaired(*family, cause, counts, *took, *streak),
+        Outcome::Harmless(incident) => debug!(
+            family = %incident.family, by = by(incident), what = %incident,
+            "others touched the table, and it is as it should be"
         ),
         Outcome::FlowsForgotten { count } => debug!(count, "deleted stale UDP flows"),
         Outcome::FlowsFailed { error } => {
@@ -60,4 +71,42 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
     } else {
         debug!(%family, full, added, deleted, bytes, ?elapsed, "synced");
     }
+}
+
+/// So many repairs in a row are each worth a line. Beyond it is a fight, of which less is said.
+const INCIDENTS: usize = 10;
+
+fn repaired(family: IpFamily, cause: &Cause, counts: &Counts, took: Duration, streak: usize) {
+    let (by, what) = match cause {
+        Cause::Touched(incident) => (by(incident), incident.to_string()),
+        Cause::Comparison => ("unknown".into(), "found by comparison".into()),
+        Cause::OtherFamily => ("unknown".into(), "gone, as that of the other family".into()),
+    };
+    let (added, deleted, rules) = (
+        counts.added_elements,
+        counts.deleted_elements,
+        counts.rules,
+    );
+    if streak <= INCIDENTS {
+        warn!(
+            %family, by, what, added, deleted, rules, ?took,
+            "somebody else changed the table; it is repaired"
+        );
+    } else if streak.is_power_of_two() {
+        error!(
+            %family, by, what, repairs = streak,
+            "somebody else keeps changing the table, and traffic to Services suffers: stop them"
+        );
+    } else {
+        debug!(%family, by, what, added, deleted, rules, ?took, "repaired again");
+    }
+}
+
+/// Who did it, as far as the kernel says.
+fn by(incident: &Incident) -> String {
+    if incident.culprits.is_empty() {
+        return "unknown".into();
+    }
+    let culprits: Vec<_> = incident.culprits.iter().map(Culprit::to_string).collect();
+    culprits.join(", ")
 }

@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::{ApplyError, Committed, Kernel, Operation, Refusal, Verb};
+use super::{ApplyError, Committed, Kernel, Operation, Refusal, Scope, Verb};
+use crate::compile::pick_rules;
 use crate::diff::{Counts, Delta, Observed, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
@@ -24,6 +25,10 @@ pub struct FakeKernel<F: Family> {
     pub unacceptable: BTreeSet<(SetName, Key<F>)>,
     /// How often [`Kernel::list`] was called.
     pub lists: usize,
+    /// How often [`Kernel::list_part`] was called.
+    pub partial_lists: usize,
+    /// How often anybody committed anything to any table.
+    pub generation: u32,
     /// The size of each commit that succeeded, in order.
     pub commits: Vec<Counts>,
 }
@@ -43,6 +48,8 @@ impl<F: Family> Default for FakeKernel<F> {
             fail: None,
             unacceptable: BTreeSet::new(),
             lists: 0,
+            partial_lists: 0,
+            generation: 1,
             commits: Vec::new(),
         }
     }
@@ -64,6 +71,23 @@ impl<F: Family> FakeKernel<F> {
     /// Deletes the table, as `nft flush ruleset` would.
     pub fn flush(&mut self) {
         self.table = None;
+        self.generation += 1;
+    }
+
+    /// Deletes elements, as `nft delete element` would.
+    pub fn delete_elements(&mut self, is_damaged: impl Fn(&Element<F>) -> bool) {
+        if let Some(table) = &mut self.table {
+            table.elements.retain(|_, element| !is_damaged(element));
+        }
+        self.generation += 1;
+    }
+
+    /// Deletes the rules of a chain, as `nft flush chain` would.
+    pub fn flush_chain(&mut self, chain: ChainName) {
+        if let Some(rules) = self.table.as_mut().and_then(|table| table.chains.get_mut(&chain)) {
+            rules.clear();
+        }
+        self.generation += 1;
     }
 
     /// The table as a ruleset.
@@ -73,7 +97,10 @@ impl<F: Family> FakeKernel<F> {
             .chains
             .iter()
             .map(|(chain, rules)| (*chain, rules.clone()))
-            .partition(|(chain, _)| matches!(chain, ChainName::Pick(_)));
+            .partition(|(chain, rules)| match chain {
+                ChainName::Pick(pick) => *rules == pick_rules::<F>(*pick),
+                _ => false,
+            });
         Some(FamilyRuleset {
             skeleton: Skeleton {
                 sets: table.sets.clone(),
@@ -98,6 +125,23 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             ruleset,
             foreign: Vec::new(),
         }))
+    }
+
+    fn list_part(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
+        self.partial_lists += 1;
+        Ok(self.ruleset().map(|mut ruleset| {
+            let mut scratch = Vec::new();
+            let elements = &mut ruleset.elements;
+            elements.retain(|element| scope.contains(element, &mut scratch));
+            Observed {
+                ruleset,
+                foreign: Vec::new(),
+            }
+        }))
+    }
+
+    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        Ok(Some(self.generation))
     }
 
     fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
@@ -125,6 +169,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         let table = apply(self.table.clone(), delta)?;
         table.check()?;
         self.table = Some(table);
+        self.generation += 1;
         self.commits.push(delta.counts());
         Ok(Committed::default())
     }

@@ -5,11 +5,13 @@
 
 mod error;
 pub mod fake;
+mod incident;
 pub mod netlink;
 
 use std::time::Duration;
 
 pub use error::{ApplyError, Operation, Refusal, Verb};
+pub use incident::{Change, Culprit, Incident, Keys, Object, Scope};
 
 use crate::diff::{Delta, Observed};
 use crate::model::Family;
@@ -24,6 +26,21 @@ pub trait Kernel<F: Family> {
     /// If the kernel cannot be asked; see [`ApplyError::is_retryable`].
     fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError>;
 
+    /// Reads the table, but of its elements only those of a scope; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list`].
+    fn list_part(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
+        let mut observed = self.list()?;
+        if let Some(observed) = &mut observed {
+            let mut scratch = Vec::new();
+            let elements = &mut observed.ruleset.elements;
+            elements.retain(|element| scope.contains(element, &mut scratch));
+        }
+        Ok(observed)
+    }
+
     /// Reads what `affinity` has learned.
     ///
     /// # Errors
@@ -37,6 +54,16 @@ pub trait Kernel<F: Family> {
     ///
     /// If the kernel refuses, nothing has changed.
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError>;
+
+    /// A number that changes with each commit of anybody, to any table; `None` if the kernel does
+    /// not say.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list`].
+    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        Ok(None)
+    }
 }
 
 /// What a commit cost.
@@ -50,4 +77,7 @@ pub struct Committed {
     pub encode: Duration,
     /// Time from sending the batch to the kernel's consent.
     pub kernel: Duration,
+    /// Whether somebody else may have committed meanwhile, of which [`netlink::Monitor`] tells
+    /// nothing.
+    pub is_overheard: bool,
 }

@@ -6,9 +6,9 @@
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use super::Compilation;
 use super::port::{self, PortRules};
-use crate::model::{EndpointAddress, Family, Protocol};
+use super::{Compilation, query, usable};
+use crate::model::{EndpointAddress, Family, Node, Protocol, State};
 use crate::ruleset::element::Destination;
 
 /// What syncs have left behind in connection tracking.
@@ -155,6 +155,49 @@ impl<F: Family> Compilation<F> {
             }));
         }
         flows
+    }
+
+    /// Notes that the kernel did not lead these destinations, or led them otherwise than it does
+    /// now. Flows that began meanwhile are as stale as those that a change leaves behind.
+    pub(crate) fn note_misled_flows(
+        &mut self,
+        state: &State,
+        node: &Node,
+        destinations: impl IntoIterator<Item = Destination<F>>,
+    ) {
+        if self.ignores_flows {
+            return;
+        }
+        for destination in destinations {
+            if destination.protocol == Protocol::Udp {
+                let keep = self.keep(state, node, &destination).unwrap_or_default();
+                self.stale_flows.insert(destination, keep);
+            }
+        }
+    }
+
+    /// All destinations that are led somewhere or refused.
+    pub(crate) fn destinations(&self) -> Vec<Destination<F>> {
+        let ports = self.services.values().flat_map(|service| &service.ports);
+        let routes = ports.flat_map(|rules| &rules.routes);
+        routes.map(|route| route.destination).collect()
+    }
+
+    /// Which flows to a destination may stay; `None` if it is nobody's.
+    fn keep(&self, state: &State, node: &Node, destination: &Destination<F>) -> Option<Keep<F>> {
+        let claim = self.claims.owner(destination)?;
+        let ports = &self.services.get(&claim.service)?.ports;
+        let rules = ports.iter().find(|rules| rules.comment == claim.port)?;
+        let is_it = |route: &&port::Route<F>| route.destination == *destination;
+        let route = rules.routes.iter().find(is_it)?;
+        let (service, slices) = state.service_and_slices(&claim.service);
+        let service = service?;
+        let port = query::port_of_comment(service, &claim.port)?;
+        let usable = usable::<F>(service, port, slices, node.zone.as_deref(), state.filter());
+        Some(Keep {
+            serving: usable.serving.into(),
+            sources: route.restricted.then(|| rules.sources.clone()),
+        })
     }
 
     /// Notes what UDP destinations a port had and has. What it lost leads nowhere.

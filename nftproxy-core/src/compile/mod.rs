@@ -283,6 +283,15 @@ impl<F: Family> Compilation<F> {
 
     /// All elements, with a skeleton, as a ruleset.
     pub fn ruleset(&self, skeleton: Skeleton) -> FamilyRuleset<F> {
+        FamilyRuleset {
+            skeleton,
+            picks: self.picks.iter().collect(),
+            elements: self.elements().into_iter().collect(),
+        }
+    }
+
+    /// All elements.
+    pub(crate) fn elements(&self) -> Vec<Element<F>> {
         let mut delete = Vec::new();
         let mut elements = Vec::new();
         for rules in self.services.values().flat_map(|service| &service.ports) {
@@ -296,11 +305,7 @@ impl<F: Family> Compilation<F> {
                 .copied()
                 .map(Element::node_port_ip),
         );
-        FamilyRuleset {
-            skeleton,
-            picks: self.picks.iter().collect(),
-            elements: elements.into_iter().collect(),
-        }
+        elements
     }
 
     /// Brings a Service's claims up to date. Adds the Services that win or lose by it to

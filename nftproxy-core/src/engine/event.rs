@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::apply::Incident;
 use crate::model::{EndpointSlice, Node, Service, ServiceName, SliceName};
 
 /// Something that happened in the cluster or on this node.
@@ -48,4 +49,10 @@ pub enum Event {
     FilterChanged(Option<BTreeSet<ServiceName>>),
     /// Somebody else may have changed the tables: the next sync compares them as a whole.
     Distrusted,
+    /// Somebody else has changed a table, as a [`Monitor`](crate::apply::netlink::Monitor) tells:
+    /// it is set right at once.
+    Touched(Incident),
+    /// Whether each change by others is told by [`Event::Touched`] from now on. As long as it is
+    /// not, the kernel is asked each sync period whether anybody has committed anything.
+    Watched(bool),
 }

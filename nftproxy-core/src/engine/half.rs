@@ -4,14 +4,31 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::flows::{FlowFamily, Flows};
-use super::outcome::Outcome;
+use super::outcome::{Cause, Outcome};
 use crate::apply::netlink::trim_heap;
-use crate::apply::{ApplyError, Kernel};
+use crate::apply::{ApplyError, Incident, Kernel, Scope};
 use crate::model::{Node, NodePortAddresses, ServiceName, State};
-use crate::sync::Syncer;
+use crate::sync::{Report, Syncer};
 
 /// Elements in a sync that is worth giving memory back after.
 const LARGE: usize = 10_000;
+
+/// What was done to a table.
+pub(super) struct Done {
+    pub(super) report: Report,
+    /// If it agrees now with everything that was applied.
+    pub(super) synced: Option<Synced>,
+    /// Why the table was looked at, if it was for its own sake.
+    pub(super) cause: Option<Cause>,
+    /// The flows that are left behind, if any.
+    pub(super) flows: Option<Flows>,
+}
+
+/// What an ordinary or full sync has beside its report.
+pub(super) struct Synced {
+    pub(super) changed: BTreeSet<ServiceName>,
+    pub(super) is_recovery: bool,
+}
 
 #[derive(Debug)]
 pub(super) struct Half<F: FlowFamily, K> {
@@ -20,6 +37,10 @@ pub(super) struct Half<F: FlowFamily, K> {
     pub(super) dirty: BTreeSet<ServiceName>,
     pub(super) has_synced: bool,
     failed: bool,
+    /// What others did to the table since it was last looked at.
+    incident: Option<Incident>,
+    /// The table has to be compared as a whole, as that of the other family was gone.
+    is_suspect: bool,
     /// A sync was large, and its memory has not been given back.
     is_heap_untidy: bool,
 }
@@ -35,11 +56,13 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
             dirty: BTreeSet::new(),
             has_synced: false,
             failed: false,
+            incident: None,
+            is_suspect: false,
             is_heap_untidy: false,
         }
     }
 
-    /// Syncs, and says what came of it; the flows that are left behind, if any.
+    /// Syncs.
     ///
     /// `local_addresses` are those of this host.
     pub(super) fn sync(
@@ -47,40 +70,92 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         state: &State,
         node: &Node,
         local_addresses: &[IpAddr],
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<Option<Flows>, ApplyError> {
-        let family = F::FAMILY;
-        let mut report = match self.syncer.sync(state, node, &self.dirty) {
-            Ok(report) => report,
-            Err(error) => {
-                self.failed = true;
-                return Err(error);
-            }
+    ) -> Result<Done, ApplyError> {
+        let result = self.syncer.sync(state, node, &self.dirty);
+        let report = self.noted(result)?;
+        let cause = report.is_repair.then_some(Cause::Comparison);
+        Ok(self.done(report, true, cause, node, local_addresses))
+    }
+
+    /// Sets right what others did. `None` if nobody did anything.
+    pub(super) fn repair(
+        &mut self,
+        state: &State,
+        node: &Node,
+        local_addresses: &[IpAddr],
+    ) -> Result<Option<Done>, ApplyError> {
+        let scope = match (&self.incident, self.is_suspect) {
+            (None, false) => return Ok(None),
+            (_, true) => Scope::Everything,
+            (Some(incident), false) => incident.scope.clone(),
         };
-        self.has_synced = true;
-        self.is_heap_untidy |= report.full || report.counts.elements() > LARGE;
-        let appeared = std::mem::take(&mut report.appeared);
-        let went = std::mem::take(&mut report.went);
-        if report.is_repair {
-            let counts = report.counts;
-            outcomes.push(Outcome::Repaired { family, counts });
+        let result = self.syncer.repair(&scope, state, node, &self.dirty);
+        let report = self.noted(result)?;
+        let cause = match self.incident.take() {
+            Some(incident) => Cause::Touched(incident),
+            None => Cause::OtherFamily,
+        };
+        self.is_suspect = false;
+        let is_synced = report.full;
+        Ok(Some(self.done(report, is_synced, Some(cause), node, local_addresses)))
+    }
+
+    /// Others have touched the table. Returns whether it is to be looked at: before the first sync
+    /// it is not known what it should be.
+    pub(super) fn touched(&mut self, incident: Incident) -> bool {
+        if self.has_synced {
+            match &mut self.incident {
+                Some(known) => known.merge(incident),
+                None => self.incident = Some(incident),
+            }
         }
-        outcomes.push(Outcome::Synced {
-            family,
-            report,
-            changed: std::mem::take(&mut self.dirty),
-            is_recovery: std::mem::take(&mut self.failed),
+        self.has_synced
+    }
+
+    /// The other family's table had to be made anew: this one may be gone, too.
+    pub(super) fn suspect(&mut self) {
+        self.is_suspect = self.has_synced;
+    }
+
+    /// Whether the table is to be looked at.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.incident.is_some() || self.is_suspect
+    }
+
+    fn noted(&mut self, result: Result<Report, ApplyError>) -> Result<Report, ApplyError> {
+        self.failed |= result.is_err();
+        result
+    }
+
+    fn done(
+        &mut self,
+        report: Report,
+        is_synced: bool,
+        cause: Option<Cause>,
+        node: &Node,
+        local_addresses: &[IpAddr],
+    ) -> Done {
+        self.is_heap_untidy |= report.full || report.counts.elements() > LARGE;
+        if report.full {
+            self.incident = None;
+            self.is_suspect = false;
+        }
+        if report.committed.is_overheard {
+            self.touched(Incident::unknown(F::FAMILY));
+        }
+        let synced = is_synced.then(|| {
+            self.has_synced = true;
+            Synced {
+                changed: std::mem::take(&mut self.dirty),
+                is_recovery: std::mem::take(&mut self.failed),
+            }
         });
-        outcomes.extend(
-            appeared
-                .into_iter()
-                .map(|note| Outcome::NoteAppeared { family, note }),
-        );
-        outcomes.extend(
-            went.into_iter()
-                .map(|note| Outcome::NoteWent { family, note }),
-        );
-        Ok(self.leftovers(node, local_addresses))
+        Done {
+            report,
+            synced,
+            cause,
+            flows: self.leftovers(node, local_addresses),
+        }
     }
 
     fn leftovers(&mut self, node: &Node, local_addresses: &[IpAddr]) -> Option<Flows> {

@@ -49,7 +49,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::apply::netlink::Netlink;
+use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::netlink::conntrack::Conntrack;
 use crate::apply::{ApplyError, Kernel};
 use crate::compile::{Liveness, Note};
@@ -59,14 +59,14 @@ use crate::model::{
 };
 use crate::ruleset::element::Destination;
 use flows::{FlowFamily, FlowTable, Flows, Forgetter};
-use half::Half;
+use half::{Done, Half};
 use schedule::Schedule;
 
 pub use event::Event;
 pub use health::Health;
 pub use health_check::{HealthCheckAnswer, HealthChecks};
 pub use options::{Families, FlowOption, Options};
-pub use outcome::Outcome;
+pub use outcome::{Cause, Outcome};
 pub use schedule::{Due, Pace, Task};
 
 /// What an engine works on: the kernel, or something in memory in its place.
@@ -104,6 +104,9 @@ pub struct Engine<K4 = Netlink, K6 = Netlink, T = Conntrack> {
     synced_revision: u64,
     health: Health,
     trims_heap: bool,
+    /// The kernel's generation after our last commit, where nobody tells of others'.
+    generation: Option<u32>,
+    monitor: Option<Monitor>,
 }
 
 impl Engine {
@@ -118,6 +121,8 @@ impl Engine {
         use std::os::fd::AsFd;
         let namespace = options.namespace.as_ref().map(AsFd::as_fd);
         let open = || Netlink::open_table(options.table.clone(), namespace);
+        // Without it, the kernel is asked now and then.
+        let mut monitor = Monitor::open(&options.table, namespace).ok();
         let mut kernels = Kernels {
             v4: options.families.has_v4().then(open).transpose()?,
             v6: options.families.has_v6().then(open).transpose()?,
@@ -132,7 +137,13 @@ impl Engine {
         if let Some(v6) = &mut kernels.v6 {
             v6.check::<V6>()?;
         }
-        Ok(Self::new(kernels, options, now))
+        if let Some(monitor) = &mut monitor {
+            let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);
+            netlinks.for_each(|netlink| monitor.know(netlink));
+        }
+        let mut engine = Self::new(kernels, options, now);
+        engine.monitor = monitor;
+        Ok(engine)
     }
 }
 
@@ -173,13 +184,15 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             synced_revision: 0,
             health: Health::new(pace.sync_period),
             trims_heap,
+            generation: None,
+            monitor: None,
         }
     }
 
     /// Takes an event. It costs what the object costs to store; nothing is sent.
     pub fn apply(&mut self, event: Event, now: Instant) {
         self.revision += 1;
-        let is_for_all = self.take(event);
+        let is_for_all = self.take(event, now);
         if is_for_all || self.state.is_dirty() {
             self.schedule.changed();
         }
@@ -197,7 +210,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     }
 
     /// Puts an event into the state; whether something has changed beyond dirty Services.
-    fn take(&mut self, event: Event) -> bool {
+    fn take(&mut self, event: Event, now: Instant) -> bool {
         match event {
             Event::ServiceApplied(service) => self.state.apply_service(service),
             Event::ServiceDeleted(name) => self.state.delete_service(&name),
@@ -243,13 +256,23 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
                     .for_each(|name| self.state.refilter_service(name));
             }
             Event::Distrusted => {
-                if let Some(v4) = &mut self.v4 {
-                    v4.syncer.distrust();
-                }
-                if let Some(v6) = &mut self.v6 {
-                    v6.syncer.distrust();
-                }
+                self.distrust();
                 return true;
+            }
+            Event::Touched(incident) => {
+                let is_ours = match incident.family {
+                    IpFamily::V4 => self.v4.as_mut().is_some_and(|v4| v4.touched(incident)),
+                    IpFamily::V6 => self.v6.as_mut().is_some_and(|v6| v6.touched(incident)),
+                };
+                if is_ours {
+                    self.schedule.damaged();
+                }
+            }
+            Event::Watched(is_watched) => {
+                self.schedule.watched(is_watched, now);
+                // What happened until now was not told.
+                self.distrust();
+                return self.has_synced();
             }
         }
         false
@@ -291,30 +314,163 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 
     /// Does a task, due or not, and returns what came of it, in order.
     ///
-    /// A sync does nothing before both lists are complete.
+    /// Nothing is done to the tables before both lists are complete.
     pub fn perform(&mut self, task: Task, now: Instant) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        match task {
-            Task::Sync if self.is_listed() => self.sync(now, &mut outcomes),
-            Task::Sync => {}
-            Task::ForgetFlows => self.forget_flows(now, &mut outcomes),
-            Task::Tidy => {
-                if let Some(v4) = &mut self.v4 {
-                    v4.tidy(self.trims_heap, &mut outcomes);
-                }
-                if let Some(v6) = &mut self.v6 {
-                    v6.tidy(self.trims_heap, &mut outcomes);
-                }
-                self.schedule.tidied();
+        // Nobody takes it any more, and the kernel would go on filling it.
+        self.monitor = None;
+        if task == Task::ForgetFlows {
+            self.forget_flows(now, &mut outcomes);
+        } else if self.is_listed() {
+            if !self.schedule.is_watched() {
+                self.look();
+            }
+            self.perform_on_tables(task, now, &mut outcomes);
+            if !self.schedule.is_watched() {
+                self.generation = self.ask_generation();
             }
         }
         outcomes
     }
 
+    fn perform_on_tables(&mut self, task: Task, now: Instant, outcomes: &mut Vec<Outcome>) {
+        match task {
+            Task::ForgetFlows => {}
+            Task::Sync => self.sync(now, outcomes),
+            Task::Repair => self.repair(now, outcomes),
+            Task::Look => {
+                self.schedule.watched(false, now);
+                if self.has_synced() && !self.trusts() {
+                    self.sync(now, outcomes);
+                }
+            }
+            Task::Compare => {
+                self.distrust();
+                self.sync(now, outcomes);
+            }
+            Task::Tidy => {
+                if let Some(v4) = &mut self.v4 {
+                    v4.tidy(self.trims_heap, outcomes);
+                }
+                if let Some(v6) = &mut self.v6 {
+                    v6.tidy(self.trims_heap, outcomes);
+                }
+                self.schedule.tidied();
+            }
+        }
+    }
+
     /// Both families, whatever becomes of the first.
     fn sync(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
-        let dirty = self.state.take_dirty();
+        self.take_dirty();
         let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
+        let v4 = self.v4.as_mut().map(|v4| v4.sync(state, node, ips));
+        if is_new_table(&v4)
+            && let Some(v6) = &mut self.v6
+        {
+            v6.syncer.distrust();
+        }
+        let v6 = self.v6.as_mut().map(|v6| v6.sync(state, node, ips));
+        let mut ended = Ended::default();
+        self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
+        self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
+        self.schedule.synced(now + ended.took, ended.is_success);
+        if ended.is_success && ended.n_full == ended.n_families {
+            self.schedule.compared(now);
+        }
+        self.note_revision();
+    }
+
+    /// What others did, in both families.
+    fn repair(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
+        self.take_dirty();
+        let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
+        let v4 = self.v4.as_mut();
+        let v4 = v4.and_then(|v4| v4.repair(state, node, ips).transpose());
+        if is_new_table(&v4)
+            && let Some(v6) = &mut self.v6
+        {
+            v6.suspect();
+        }
+        let v6 = self.v6.as_mut();
+        let v6 = v6.and_then(|v6| v6.repair(state, node, ips).transpose());
+        let mut ended = Ended::default();
+        self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
+        self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
+        self.schedule
+            .repaired(now + ended.took, ended.took, ended.is_success);
+        if self.is_doubtful() {
+            self.schedule.damaged();
+        }
+        self.note_revision();
+    }
+
+    /// Says what came of a sync or a repair of a family, and hands on what it left behind.
+    fn conclude(
+        &mut self,
+        family: IpFamily,
+        result: Option<Result<Done, ApplyError>>,
+        now: Instant,
+        ended: &mut Ended,
+        outcomes: &mut Vec<Outcome>,
+    ) {
+        let mut done = match result {
+            None => return,
+            Some(Ok(done)) => done,
+            Some(Err(error)) => {
+                ended.is_success = false;
+                outcomes.push(Outcome::Failed { family, error });
+                return;
+            }
+        };
+        let took = done.report.timings.total();
+        ended.took += took;
+        ended.n_families += 1;
+        ended.n_full += usize::from(done.report.full);
+        if family == IpFamily::V6
+            && done.report.is_repair
+            && done.report.is_new_table
+            && let Some(v4) = self.v4.as_mut().filter(|_| ended.n_full < 2)
+        {
+            v4.suspect();
+        }
+        match done.cause {
+            Some(cause) if done.report.is_repair => outcomes.push(Outcome::Repaired {
+                family,
+                cause,
+                counts: done.report.counts,
+                took,
+                streak: self.schedule.streak(now),
+            }),
+            Some(Cause::Touched(incident)) => outcomes.push(Outcome::Harmless(incident)),
+            _ => {}
+        }
+        let appeared = std::mem::take(&mut done.report.appeared);
+        let went = std::mem::take(&mut done.report.went);
+        if let Some(synced) = done.synced {
+            self.health.synced(family);
+            outcomes.push(Outcome::Synced {
+                family,
+                report: done.report,
+                changed: synced.changed,
+                is_recovery: synced.is_recovery,
+            });
+        }
+        let appeared = appeared.into_iter();
+        outcomes.extend(appeared.map(|note| Outcome::NoteAppeared { family, note }));
+        let went = went.into_iter();
+        outcomes.extend(went.map(|note| Outcome::NoteWent { family, note }));
+        if let Some(flows) = done.flows {
+            self.hand_over(flows, now, outcomes);
+        }
+        if self.is_doubtful() {
+            self.schedule.damaged();
+        }
+    }
+
+    /// Hands the names of dirty Services to both families.
+    fn take_dirty(&mut self) {
+        let dirty = self.state.take_dirty();
         // Most instances have both, and need the names twice.
         if let Some(v4) = &mut self.v4 {
             v4.dirty.extend(dirty.iter().cloned());
@@ -322,34 +478,43 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         if let Some(v6) = &mut self.v6 {
             v6.dirty.extend(dirty);
         }
-        let v4 = self
-            .v4
-            .as_mut()
-            .map(|v4| v4.sync(state, node, ips, outcomes));
-        let v6 = self
-            .v6
-            .as_mut()
-            .map(|v6| v6.sync(state, node, ips, outcomes));
-        let results = [(IpFamily::V4, v4), (IpFamily::V6, v6)];
-        let mut is_success = true;
-        for (family, result) in results {
-            match result {
-                None => {}
-                Some(Ok(flows)) => {
-                    self.health.synced(family);
-                    flows
-                        .into_iter()
-                        .for_each(|flows| self.hand_over(flows, now, outcomes));
-                }
-                Some(Err(error)) => {
-                    is_success = false;
-                    outcomes.push(Outcome::Failed { family, error });
-                }
-            }
+    }
+
+    /// Makes the next sync compare the tables as a whole.
+    fn distrust(&mut self) {
+        if let Some(v4) = &mut self.v4 {
+            v4.syncer.distrust();
         }
-        let took: Duration = outcomes.iter().map(time_of_sync).sum();
-        self.schedule.synced(now + took, is_success);
-        self.note_revision();
+        if let Some(v6) = &mut self.v6 {
+            v6.syncer.distrust();
+        }
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.v4.as_ref().is_some_and(Half::is_doubtful)
+            || self.v6.as_ref().is_some_and(Half::is_doubtful)
+    }
+
+    /// Asks whether anybody has committed anything since the last time we did; if so, the tables
+    /// are to be compared as a whole.
+    fn look(&mut self) {
+        let generation = self.ask_generation();
+        if self.has_synced() && (generation.is_none() || generation != self.generation) {
+            self.distrust();
+        }
+    }
+
+    /// Whether the tables are taken to be as they were left.
+    fn trusts(&self) -> bool {
+        self.v4.as_ref().is_none_or(|v4| v4.syncer.trusts())
+            && self.v6.as_ref().is_none_or(|v6| v6.syncer.trusts())
+    }
+
+    fn ask_generation(&mut self) -> Option<u32> {
+        let v4 = self.v4.as_mut().map(|v4| v4.syncer.generation());
+        let v6 = || self.v6.as_mut().map(|v6| v6.syncer.generation());
+        // It is the same for all families. A failure means that it is not known.
+        v4.or_else(v6)?.ok()?
     }
 
     fn hand_over(&mut self, flows: Flows, now: Instant, outcomes: &mut Vec<Outcome>) {
@@ -461,6 +626,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         }
     }
 
+    /// Takes out what hears of changes by others, to be read by the owner, who says so by
+    /// [`Event::Watched`] and hands on what is heard by [`Event::Touched`]. `None` if there is no
+    /// such thing to be had, or a task was performed already.
+    pub fn take_monitor(&mut self) -> Option<Monitor> {
+        self.monitor.take()
+    }
+
     /// Takes out what forgets flows, to be driven elsewhere; from then on
     /// [`Outcome::FlowsLeft`] says what it is to be given.
     pub fn take_forgetter(&mut self) -> Option<Forgetter<T>> {
@@ -468,10 +640,31 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     }
 }
 
-fn time_of_sync(outcome: &Outcome) -> Duration {
-    match outcome {
-        Outcome::Synced { report, .. } => report.timings.total(),
-        _ => Duration::ZERO,
+/// What a sync or a repair of both families came to.
+struct Ended {
+    is_success: bool,
+    took: Duration,
+    n_families: usize,
+    /// How many of these were compared as a whole.
+    n_full: usize,
+}
+
+impl Default for Ended {
+    fn default() -> Self {
+        Self {
+            is_success: true,
+            took: Duration::ZERO,
+            n_families: 0,
+            n_full: 0,
+        }
+    }
+}
+
+/// Whether a table was gone, and is there again.
+fn is_new_table(result: &Option<Result<Done, ApplyError>>) -> bool {
+    match result {
+        Some(Ok(done)) => done.report.is_repair && done.report.is_new_table,
+        _ => false,
     }
 }
 

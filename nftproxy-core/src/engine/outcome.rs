@@ -1,13 +1,37 @@
 //! What an engine did.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::flows::Flows;
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, Incident};
 use crate::compile::Note;
 use crate::diff::Counts;
 use crate::model::{IpFamily, ServiceName};
 use crate::sync::Report;
+
+/// How a difference between a table and what it should be was found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The kernel told that others touched it.
+    Touched(Incident),
+    /// The whole table was compared: a commit had failed, it was distrusted, or it was time.
+    Comparison,
+    /// The table of the other family had to be made anew.
+    OtherFamily,
+}
+
+impl Cause {
+    /// One word for each kind, for metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Touched(incident) if incident.is_lost => "lost",
+            Self::Touched(_) => "touched",
+            Self::Comparison => "comparison",
+            Self::OtherFamily => "other-family",
+        }
+    }
+}
 
 /// Something that an engine did, or that came out while it did.
 #[derive(Debug)]
@@ -46,14 +70,23 @@ pub enum Outcome {
         /// What, and why it was.
         note: Note,
     },
-    /// The table was compared as a whole, for a change of it had failed or it was distrusted, and
-    /// differed from what it should be.
+    /// The table differed from what it should be, and was set right.
     Repaired {
         /// The family.
         family: IpFamily,
-        /// What was sent to mend it, together with what had changed meanwhile.
+        /// How that was found out.
+        cause: Cause,
+        /// What was sent to mend it; after a comparison of the whole table, together with what had
+        /// changed in the cluster meanwhile.
         counts: Counts,
+        /// How long it took, to look and to mend.
+        took: Duration,
+        /// How many repairs there have been, this one included, none more than a minute after the
+        /// one before. Many are a fight.
+        streak: usize,
     },
+    /// Others touched the table, and it is as it should be.
+    Harmless(Incident),
     /// UDP flows are left that changed rules do not reach: [`FlowOption::HandOver`](super::FlowOption::HandOver).
     FlowsLeft(Flows),
     /// UDP flows were forgotten, so that their next packets meet the rules.

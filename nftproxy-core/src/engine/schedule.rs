@@ -6,6 +6,16 @@ use std::time::{Duration, Instant};
 /// [`Syncer::delete_unused_picks`](crate::sync::Syncer::delete_unused_picks).
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 
+/// After a repair there is none for so many times as long as it took, so that somebody who damages
+/// the table in a loop cannot have more than a twentieth of a core.
+const REPAIR_PAUSE: u32 = 19;
+/// When a failed repair is tried again; each time it fails, twice as long after.
+const REPAIR_RETRY: Duration = Duration::from_millis(250);
+/// Beyond that many failures the pause grows no more.
+const REPAIR_DOUBLINGS: u32 = 16;
+/// Repairs no further apart belong together.
+const STREAK_GAP: Duration = Duration::from_secs(60);
+
 /// When to sync, as kube-proxy has it: a lone change at once; after that, what changes within
 /// `min_sync_period` together at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,15 +23,20 @@ pub struct Pace {
     /// No sync starts earlier than this after the one before has ended (`minSyncPeriod`).
     pub min_sync_period: Duration,
     /// A failed sync is retried after this, or as soon as something else changes (`syncPeriod`).
+    /// Where nobody tells of changes by others, the kernel is asked for them as often.
     pub sync_period: Duration,
+    /// How long after it was compared the last time a table is compared as a whole, whether there
+    /// is a reason to or not. Where many nodes start together, their owners spread it.
+    pub comparison_period: Duration,
 }
 
 impl Default for Pace {
-    /// kube-proxy's defaults: 1 s and 30 s.
+    /// kube-proxy's defaults: 1 s, 30 s and 1 h.
     fn default() -> Self {
         Self {
             min_sync_period: Duration::from_secs(1),
             sync_period: Duration::from_secs(30),
+            comparison_period: Duration::from_secs(3600),
         }
     }
 }
@@ -29,8 +44,14 @@ impl Default for Pace {
 /// Something for the owner to have done by [`Engine::perform`](super::Engine::perform).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
+    /// Set right what others did to the tables.
+    Repair,
     /// Bring the tables in step.
     Sync,
+    /// Ask the kernel whether others have committed anything.
+    Look,
+    /// Compare the tables with what they should be, as a whole.
+    Compare,
     /// Forget UDP flows, one step of it.
     ForgetFlows,
     /// Do what has time: delete unused chains, sweep what affinity remembers, give memory back.
@@ -46,7 +67,7 @@ pub struct Due {
     pub at: Instant,
 }
 
-/// What is to be done of syncing and tidying, and when.
+/// What is to be done to the tables, and when.
 #[derive(Debug)]
 pub(super) struct Schedule {
     pace: Pace,
@@ -55,6 +76,23 @@ pub(super) struct Schedule {
     not_before: Instant,
     retry_at: Option<Instant>,
     tidy_at: Option<Instant>,
+    /// Somebody else has touched a table.
+    is_damaged: bool,
+    /// No repair starts earlier.
+    no_repair_before: Instant,
+    /// So many repairs have failed in a row.
+    failed_repairs: u32,
+    streak: Streak,
+    compare_at: Option<Instant>,
+    /// Nobody tells of changes by others, so that is when to ask.
+    look_at: Option<Instant>,
+}
+
+/// Repairs in a row.
+#[derive(Debug, Default)]
+struct Streak {
+    n_repairs: usize,
+    last: Option<Instant>,
 }
 
 impl Schedule {
@@ -65,6 +103,12 @@ impl Schedule {
             not_before: now,
             retry_at: None,
             tidy_at: None,
+            is_damaged: false,
+            no_repair_before: now,
+            failed_repairs: 0,
+            streak: Streak::default(),
+            compare_at: None,
+            look_at: Some(now + pace.sync_period),
         }
     }
 
@@ -77,6 +121,11 @@ impl Schedule {
         self.is_pending
     }
 
+    /// There is something to repair.
+    pub(super) fn damaged(&mut self) {
+        self.is_damaged = true;
+    }
+
     /// Whether nothing has changed since a sync that succeeded.
     pub(super) fn is_in_step(&self) -> bool {
         !self.is_pending && self.retry_at.is_none()
@@ -84,15 +133,25 @@ impl Schedule {
 
     /// The next task, given when syncs may start at all.
     pub(super) fn next(&self, ready_at: Option<Instant>) -> Option<(Instant, Task)> {
-        let wanted_at = if self.is_pending {
+        let ready_at = ready_at?;
+        let sync_at = if self.is_pending {
             Some(self.not_before)
         } else {
             self.retry_at
         };
-        match wanted_at {
-            Some(at) => Some((at.max(ready_at?), Task::Sync)),
-            None => self.tidy_at.map(|at| (at, Task::Tidy)),
-        }
+        // Of those that are due at the same time the first comes first.
+        let tasks = [
+            (Task::Repair, self.is_damaged.then_some(self.no_repair_before)),
+            (Task::Sync, sync_at),
+            (Task::Look, self.look_at),
+            (Task::Compare, self.compare_at),
+            // What has time waits until there is nothing else.
+            (Task::Tidy, self.tidy_at.filter(|_| sync_at.is_none())),
+        ];
+        tasks
+            .into_iter()
+            .filter_map(|(task, at)| Some((at?.max(ready_at), task)))
+            .min_by_key(|(at, _)| *at)
     }
 
     /// A sync has ended.
@@ -101,6 +160,49 @@ impl Schedule {
         self.not_before = now + self.pace.min_sync_period;
         self.retry_at = (!is_success).then_some(now + self.pace.sync_period);
         self.tidy_at = is_success.then_some(now + TIDY_DELAY);
+    }
+
+    /// The tables have been looked at for repair, which took so long; at the end of that it is
+    /// `now`.
+    pub(super) fn repaired(&mut self, now: Instant, took: Duration, is_success: bool) {
+        self.is_damaged = false;
+        let pause = if is_success {
+            self.failed_repairs = 0;
+            took * REPAIR_PAUSE
+        } else {
+            // Whatever was not mended is tried again.
+            self.is_damaged = true;
+            let pause = REPAIR_RETRY * 2_u32.saturating_pow(self.failed_repairs);
+            self.failed_repairs = (self.failed_repairs + 1).min(REPAIR_DOUBLINGS);
+            pause.min(self.pace.sync_period).max(took * REPAIR_PAUSE)
+        };
+        self.no_repair_before = now + pause;
+        self.tidy_at.get_or_insert(now + TIDY_DELAY);
+    }
+
+    /// Something was mended: how many times in a row.
+    pub(super) fn streak(&mut self, now: Instant) -> usize {
+        let Streak { n_repairs, last } = &mut self.streak;
+        if last.is_none_or(|last| now.saturating_duration_since(last) > STREAK_GAP) {
+            *n_repairs = 0;
+        }
+        *n_repairs += 1;
+        *last = Some(now);
+        *n_repairs
+    }
+
+    /// All tables have been compared as a whole.
+    pub(super) fn compared(&mut self, now: Instant) {
+        self.compare_at = Some(now + self.pace.comparison_period);
+    }
+
+    /// Whether changes by others are told.
+    pub(super) fn watched(&mut self, is_watched: bool, now: Instant) {
+        self.look_at = (!is_watched).then_some(now + self.pace.sync_period);
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.look_at.is_none()
     }
 
     pub(super) fn tidied(&mut self) {

@@ -18,6 +18,8 @@ pub(crate) struct NetlinkMessage<'a> {
     pub(crate) message_type: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
+    /// The number of the socket that the message is an answer to, or a consequence of.
+    pub(crate) port_id: u32,
     /// What follows the header.
     pub(crate) body: &'a [u8],
 }
@@ -31,6 +33,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = NetlinkMessage<
             message_type: u16_at(bytes, 4)?,
             flags: u16_at(bytes, 6)?,
             sequence: u32_at(bytes, 8)?,
+            port_id: u32_at(bytes, 12)?,
             body,
         };
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();

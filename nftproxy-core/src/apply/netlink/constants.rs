@@ -1,6 +1,8 @@
 //! Numbers from `linux/netfilter/nf_tables.h` and `nfnetlink.h`, under the names they have there.
 
 pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
+/// The multicast group of nf_tables' notifications.
+pub(super) const NFNLGRP_NFTABLES: i32 = 7;
 pub(super) const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub(super) const NFNL_MSG_BATCH_END: u16 = 0x11;
 
@@ -17,6 +19,8 @@ pub(super) const NLMSG_ERROR: u16 = 2;
 pub(super) const NLMSG_DONE: u16 = 3;
 pub(super) const NLMSGERR_ATTR_MSG: u16 = 1;
 pub(super) const NLMSGERR_ATTR_OFFS: u16 = 2;
+pub(super) const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+pub(super) const NETLINK_DROP_MEMBERSHIP: i32 = 2;
 pub(super) const NETLINK_CAP_ACK: i32 = 10;
 pub(super) const NETLINK_EXT_ACK: i32 = 11;
 
@@ -33,8 +37,16 @@ pub(super) const NFT_MSG_NEWSET: u16 = 9;
 pub(super) const NFT_MSG_GETSET: u16 = 10;
 pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
 pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
+pub(super) const NFT_MSG_DELSET: u16 = 11;
 pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
+pub(super) const NFT_MSG_NEWGEN: u16 = 15;
 pub(super) const NFT_MSG_GETGEN: u16 = 16;
+pub(super) const NFT_MSG_NEWOBJ: u16 = 18;
+pub(super) const NFT_MSG_NEWFLOWTABLE: u16 = 22;
+pub(super) const NFT_MSG_DESTROYTABLE: u16 = 26;
+pub(super) const NFT_MSG_DESTROYCHAIN: u16 = 27;
+pub(super) const NFT_MSG_DESTROYRULE: u16 = 28;
+pub(super) const NFT_MSG_DESTROYSET: u16 = 29;
 /// Deletes an element, or does nothing if there is none; since 6.3.
 pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
 
@@ -78,6 +90,8 @@ pub(super) const NFTA_DATA_VERDICT: u16 = 2;
 pub(super) const NFTA_VERDICT_CODE: u16 = 1;
 pub(super) const NFTA_VERDICT_CHAIN: u16 = 2;
 pub(super) const NFTA_GEN_ID: u16 = 1;
+pub(super) const NFTA_GEN_PROC_PID: u16 = 2;
+pub(super) const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(super) const NFT_TABLE_F_DORMANT: u32 = 0x1;
 

@@ -176,7 +176,6 @@ impl<'a, F: Family> Decoder<'a, F> {
                 ChainName::Pick(pick) if rules == crate::compile::pick_rules::<F>(pick) => {
                     picks.insert(pick);
                 }
-                ChainName::Pick(pick) => self.foreign.push(format!("rules of chain {pick}")),
                 chain => {
                     fixed.insert(chain, rules);
                 }

@@ -204,6 +204,10 @@ pub(super) struct Socket(mnl::Socket);
 // keeps nothing per thread.
 unsafe impl Send for Socket {}
 
+// SAFETY: after it was opened, the memory is only read; what is done to the descriptor goes to the
+// kernel, which takes it from any number of threads.
+unsafe impl Sync for Socket {}
+
 impl Socket {
     pub(super) fn open() -> io::Result<Self> {
         mnl::Socket::new(mnl::Bus::Netfilter).map(Self)
@@ -220,10 +224,14 @@ impl Socket {
         unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
     }
 
-    /// Switches a `NETLINK_…` option on.
-    pub(super) fn enable(&self, option: c_int) -> io::Result<()> {
-        let on: c_int = 1;
-        let value = std::ptr::from_ref(&on).cast_mut().cast::<c_void>();
+    /// The number that the kernel knows the socket by.
+    pub(super) fn port_id(&self) -> u32 {
+        self.0.portid()
+    }
+
+    /// Sets a `NETLINK_…` option to a number.
+    pub(super) fn set_option(&self, option: c_int, number: c_int) -> io::Result<()> {
+        let value = std::ptr::from_ref(&number).cast_mut().cast::<c_void>();
         // SAFETY: the socket is open, and the kernel reads an int from `value`.
         let result = unsafe {
             mnl_sys::mnl_socket_setsockopt(

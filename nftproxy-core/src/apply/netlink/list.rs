@@ -5,6 +5,8 @@
 //! of slots, follow from the verdicts. So large ones are read key by key, if the kernel says how
 //! many elements there are to know that none is left out. Entry point: [`Netlink::list_table`].
 
+use std::collections::BTreeSet;
+
 use nix::sys::socket::MsgFlags;
 
 use super::Netlink;
@@ -15,7 +17,7 @@ use super::attribute::{
 use super::constants::*;
 use super::decode::{Decoder, decode_element, flags_of};
 use super::socket::DUMP_INTERRUPTED;
-use crate::apply::ApplyError;
+use crate::apply::{ApplyError, Keys, Scope};
 use crate::diff::Observed;
 use crate::model::Family;
 use crate::ruleset::Table;
@@ -29,13 +31,16 @@ const LIST_ATTEMPTS: usize = 10;
 const DUMP_MAX: usize = 60_000;
 
 impl Netlink {
-    /// Reads the table; `None` if there is none.
-    pub(super) fn list_table<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+    /// Reads the table, but of its elements only those of a scope; `None` if there is none.
+    pub(super) fn list_table<F: Family>(
+        &mut self,
+        scope: &Scope,
+    ) -> Result<Option<Observed<F>>, ApplyError> {
         for _ in 0..LIST_ATTEMPTS {
-            let before = self.generation()?;
-            match self.try_list() {
+            let before = self.ask_generation()?;
+            match self.try_list(scope) {
                 Err(error) if is_passing(&error) => {}
-                Ok(observed) if self.generation()? == before => return Ok(observed),
+                Ok(observed) if self.ask_generation()? == before => return Ok(observed),
                 Ok(_) => {}
                 Err(error) => return Err(error),
             }
@@ -69,7 +74,7 @@ impl Netlink {
         Err(ApplyError::Unstable)
     }
 
-    fn try_list<F: Family>(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
+    fn try_list<F: Family>(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
         let table = self.table.clone();
         let mut flags = None;
         self.dump::<F>(
@@ -104,6 +109,16 @@ impl Netlink {
         })?;
         // What rules have learned is no part of the ruleset.
         sets.retain(|(set, _)| !schema(*set).is_dynamic());
+        if let Scope::Sets(scope) = scope {
+            for (set, _) in sets {
+                match scope.get(&set) {
+                    None => {}
+                    Some(Keys::All) => self.dump_elements(set, &mut decoder)?,
+                    Some(Keys::Only(keys)) => self.find_elements(set, keys, &mut decoder)?,
+                }
+            }
+            return Ok(Some(decoder.finish()));
+        }
         let (slots, others): (Vec<_>, Vec<_>) = sets
             .into_iter()
             .partition(|(set, _)| SlotMap::of(*set).is_some());
@@ -146,42 +161,70 @@ impl Netlink {
         keys: &[Key<F>],
         decoder: &mut Decoder<'_, F>,
     ) -> Result<bool, ApplyError> {
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
         let table = self.table.clone();
         let mut taken = Decoder::new(&table);
-        let mut scratch = Vec::new();
         for keys in keys.chunks(self.connection.answers_at_once()) {
-            let request = |out: &mut Vec<u8>| {
-                put_set(out, &table, set);
-                let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
-                for key in keys {
-                    scratch.clear();
-                    key.write(&mut scratch);
-                    let element = begin_nest(out, NFTA_LIST_ELEM);
-                    let nest = begin_nest(out, NFTA_SET_ELEM_KEY);
-                    put(out, NFTA_DATA_VALUE, &scratch);
-                    end_nest(out, nest);
-                    end_nest(out, element);
-                }
-                end_nest(out, list);
-            };
-            let result =
-                self.connection
-                    .get(F::FAMILY, message_type, set.as_str(), request, |message| {
-                        taken.elements(set, message)
-                    });
-            match result {
-                Ok(()) => {}
-                Err(ApplyError::Refused(refusal)) if refusal.is_not_found() => return Ok(false),
-                Err(error) => return Err(self.of_table(error)),
+            let write = |key: &Key<F>, out: &mut Vec<u8>| key.write(out);
+            if !self.get_at_once(set, keys, write, &mut taken)? {
+                return Ok(false);
             }
         }
         decoder.append(taken);
         Ok(true)
     }
 
+    /// Reads those elements with these keys (as the kernel has them) that exist.
+    fn find_elements<F: Family>(
+        &mut self,
+        set: SetName,
+        keys: &BTreeSet<Box<[u8]>>,
+        decoder: &mut Decoder<'_, F>,
+    ) -> Result<(), ApplyError> {
+        for key in keys {
+            let write = |key: &Box<[u8]>, out: &mut Vec<u8>| out.extend_from_slice(key);
+            self.get_at_once(set, std::slice::from_ref(key), write, decoder)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for elements by one request; `false` if one does not exist.
+    fn get_at_once<F: Family, K>(
+        &mut self,
+        set: SetName,
+        keys: &[K],
+        write: impl Fn(&K, &mut Vec<u8>),
+        decoder: &mut Decoder<'_, F>,
+    ) -> Result<bool, ApplyError> {
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
+        let table = self.table.clone();
+        let mut scratch = Vec::new();
+        let request = |out: &mut Vec<u8>| {
+            put_set(out, &table, set);
+            let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
+            for key in keys {
+                scratch.clear();
+                write(key, &mut scratch);
+                let element = begin_nest(out, NFTA_LIST_ELEM);
+                let nest = begin_nest(out, NFTA_SET_ELEM_KEY);
+                put(out, NFTA_DATA_VALUE, &scratch);
+                end_nest(out, nest);
+                end_nest(out, element);
+            }
+            end_nest(out, list);
+        };
+        let take = |message: &[u8]| decoder.elements(set, message);
+        let result = self
+            .connection
+            .get(F::FAMILY, message_type, set.as_str(), request, take);
+        match result {
+            Ok(()) => Ok(true),
+            Err(ApplyError::Refused(refusal)) if refusal.is_not_found() => Ok(false),
+            Err(error) => Err(self.of_table(error)),
+        }
+    }
+
     /// The ruleset's generation: it changes with each commit of anybody.
-    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+    pub(super) fn ask_generation(&mut self) -> Result<Option<u32>, ApplyError> {
         let sequence = self.connection.next_sequence();
         let mut request = Vec::new();
         let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN;

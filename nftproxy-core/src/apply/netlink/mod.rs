@@ -7,6 +7,7 @@ mod decode;
 mod encode;
 mod ffi;
 mod list;
+mod monitor;
 mod namespace;
 mod neighbours;
 mod part;
@@ -15,7 +16,7 @@ mod socket;
 mod userdata;
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use nix::sys::socket::MsgFlags;
@@ -23,11 +24,13 @@ use nix::sys::socket::MsgFlags;
 use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
 pub use self::encode::Batch;
+pub use self::monitor::{Monitor, Reader};
 pub use self::neighbours::{BaseChain, Neighbour};
 pub use self::part::Part;
 pub use self::probe::Lack;
+use self::monitor::Subscription;
 use self::socket::{Connection, read_refusal, refused};
-use super::{ApplyError, Committed, Kernel};
+use super::{ApplyError, Committed, Kernel, Scope};
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::Table;
@@ -40,7 +43,13 @@ pub struct Netlink {
     table: Arc<Table>,
     /// Whether elements can be deleted that may not exist, once it has been tried.
     can_destroy: Option<bool>,
+    /// Whoever listens to what is committed, and need not hear what we do.
+    subscription: Weak<Subscription>,
 }
+
+/// From so many operations on, a batch is not worth being told of: that costs the kernel a message
+/// for each.
+const HUSHED_FROM: usize = 1000;
 
 fn nfproto(family: IpFamily) -> u16 {
     match family {
@@ -87,6 +96,7 @@ impl Netlink {
             connection: namespace::within(namespace, Connection::open)?,
             table: Arc::new(table),
             can_destroy: None,
+            subscription: Weak::new(),
         })
     }
 
@@ -176,6 +186,26 @@ impl Netlink {
         encode::batch(delta, &self.table, self.can_destroy == Some(true))
     }
 
+    /// Sends a batch without having the kernel tell us of it. Returns whether somebody else may
+    /// have committed meanwhile, of which nothing will be heard.
+    fn send_hushed<F: Family>(
+        &mut self,
+        batch: &Batch,
+        delta: &Delta<F>,
+    ) -> Result<bool, ApplyError> {
+        let Some(subscription) = self.subscription.upgrade() else {
+            self.send(batch, delta)?;
+            return Ok(false);
+        };
+        let before = self.ask_generation()?;
+        let sent = subscription
+            .hush(|| self.send(batch, delta))
+            .map_err(ApplyError::Receive)?;
+        sent?;
+        let after = self.ask_generation()?;
+        Ok(before.map(|before| before.wrapping_add(1)) != after)
+    }
+
     /// Sends the batch that a delta was encoded as, which the kernel applies wholly or not at all.
     ///
     /// # Errors
@@ -206,11 +236,19 @@ impl Netlink {
 
 impl<F: Family> Kernel<F> for Netlink {
     fn list(&mut self) -> Result<Option<Observed<F>>, ApplyError> {
-        self.list_table()
+        self.list_table(&Scope::Everything)
+    }
+
+    fn list_part(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
+        self.list_table(scope)
     }
 
     fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
         self.list_learned()
+    }
+
+    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        self.ask_generation()
     }
 
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
@@ -223,12 +261,18 @@ impl<F: Family> Kernel<F> for Netlink {
         let start = Instant::now();
         let batch = self.encode(delta);
         let encode = start.elapsed();
-        self.send(&batch, delta)?;
+        let is_overheard = if delta.counts().operations() > HUSHED_FROM {
+            self.send_hushed(&batch, delta)?
+        } else {
+            self.send(&batch, delta)?;
+            false
+        };
         Ok(Committed {
             bytes: batch.bytes.len(),
             messages: batch.messages(),
             encode,
             kernel: start.elapsed() - encode,
+            is_overheard,
         })
     }
 }

@@ -48,8 +48,8 @@ impl Connection {
         let socket = ffi::Socket::open().map_err(ApplyError::Open)?;
         // Errors with the name of what is wrong, and without a copy of the batch. Kernels that
         // lack an option do without.
-        let _ = socket.enable(NETLINK_EXT_ACK);
-        let _ = socket.enable(NETLINK_CAP_ACK);
+        let _ = socket.set_option(NETLINK_EXT_ACK, 1);
+        let _ = socket.set_option(NETLINK_CAP_ACK, 1);
         // Beyond net.core.rmem_max only the privileged way works; less room means more requests.
         let _ = setsockopt(&socket.descriptor(), sockopt::RcvBufForce, &ANSWERS_BUFFER);
         let timeout = TimeVal::seconds(ANSWER_TIMEOUT_SECONDS);
@@ -60,6 +60,11 @@ impl Connection {
             buffer: vec![0; RECEIVE_BUFFER],
             sequence: 0,
         })
+    }
+
+    /// The number that the kernel knows the socket by.
+    pub(super) fn port_id(&self) -> u32 {
+        self.socket.port_id()
     }
 
     /// A sequence number for the next request.
