@@ -210,7 +210,12 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
         elements,
     } = desired;
     delta.change_skeleton(&current.skeleton, skeleton);
-    let is_there = |pick: &Pick| current.skeleton.chains.contains_key(&ChainName::Pick(*pick));
+    let is_there = |pick: &Pick| {
+        current
+            .skeleton
+            .chains
+            .contains_key(&ChainName::Pick(*pick))
+    };
     let missing = picks.difference(&current.picks).copied();
     let (spoiled, missing): (Vec<_>, Vec<_>) = missing.partition(is_there);
     delta.add_picks(missing);

@@ -41,8 +41,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::netlink::conntrack::Conntrack;
+use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::{ApplyError, Kernel};
 use crate::engine::flows::{FlowTable, Flows, Forgetter};
 use crate::engine::{Engine, Event, Health, Outcome, Task};

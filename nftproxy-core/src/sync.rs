@@ -13,9 +13,9 @@ use crate::apply::{ApplyError, Committed, Kernel, Refusal, Scope};
 use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
 use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
-use crate::ruleset::{FamilyRuleset, Skeleton};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
+use crate::ruleset::{FamilyRuleset, Skeleton};
 
 /// So many elements the kernel may refuse before a full sync gives up.
 const REFUSED_MAX: usize = 16;
@@ -65,6 +65,8 @@ pub struct Report {
     /// What was not as expected, in a full sync after the first or a repair: somebody else changed
     /// the table, or a commit had failed.
     pub is_repair: bool,
+    /// Nothing had been synced before.
+    pub is_first: bool,
     /// The table was made, or made anew.
     pub is_new_table: bool,
     /// Where the time went.
@@ -429,6 +431,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             appeared,
             went,
             is_repair: false,
+            is_first: false,
             is_new_table: delta.table != TableChange::Keep,
             timings,
         }
@@ -499,12 +502,17 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         self.refused.clone_from(refused);
         let report = self.report(true, &delta, committed, timings);
         // What there is was compiled just now, the first time, and is noted; what is gone is not.
-        let come = if is_first { &[][..] } else { &delta.add_elements };
+        let come = if is_first {
+            &[][..]
+        } else {
+            &delta.add_elements
+        };
         let is_all = !is_first && has_misled_all(&delta);
         let changed = delta.delete_elements.iter().chain(come);
         self.note_misled_flows(state, node, changed, is_all);
         Ok(Report {
             is_repair: !is_first && !delta.is_empty(),
+            is_first,
             ..report
         })
     }

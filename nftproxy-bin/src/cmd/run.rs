@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::{Monitor, Netlink};
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
+use nftproxy_core::apply::netlink::{Monitor, Netlink};
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
@@ -19,10 +19,10 @@ use tracing::{debug, info, warn};
 use super::args::RunArgs;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
-use crate::error::chain;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::{health_check_node_port, report};
+use crate::error::chain;
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -144,7 +144,10 @@ fn open_kernels(
         }
         Err(error) => {
             let error = chain(&error);
-            warn!(error, "the kernel does not tell of changes by others; it is asked instead");
+            warn!(
+                error,
+                "the kernel does not tell of changes by others; it is asked instead"
+            );
             None
         }
     };

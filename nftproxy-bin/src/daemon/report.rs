@@ -58,6 +58,7 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
         counts,
         committed,
         timings,
+        is_first,
         ..
     } = report;
     let elapsed = timings.total();
@@ -66,7 +67,7 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
         counts.deleted_elements,
         committed.bytes,
     );
-    if *full || is_recovery {
+    if *is_first || is_recovery {
         info!(%family, full, added, deleted, bytes, ?elapsed, "synced");
     } else {
         debug!(%family, full, added, deleted, bytes, ?elapsed, "synced");
@@ -82,11 +83,7 @@ fn repaired(family: IpFamily, cause: &Cause, counts: &Counts, took: Duration, st
         Cause::Comparison => ("unknown".into(), "found by comparison".into()),
         Cause::OtherFamily => ("unknown".into(), "gone, as that of the other family".into()),
     };
-    let (added, deleted, rules) = (
-        counts.added_elements,
-        counts.deleted_elements,
-        counts.rules,
-    );
+    let (added, deleted, rules) = (counts.added_elements, counts.deleted_elements, counts.rules);
     if streak <= INCIDENTS {
         warn!(
             %family, by, what, added, deleted, rules, ?took,

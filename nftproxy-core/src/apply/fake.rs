@@ -84,7 +84,11 @@ impl<F: Family> FakeKernel<F> {
 
     /// Deletes the rules of a chain, as `nft flush chain` would.
     pub fn flush_chain(&mut self, chain: ChainName) {
-        if let Some(rules) = self.table.as_mut().and_then(|table| table.chains.get_mut(&chain)) {
+        if let Some(rules) = self
+            .table
+            .as_mut()
+            .and_then(|table| table.chains.get_mut(&chain))
+        {
             rules.clear();
         }
         self.generation += 1;

@@ -139,7 +139,26 @@ impl Incident {
 impl fmt::Display for Incident {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
+        // What went with something larger is not worth a word.
+        let deleted = |object: Object| {
+            let is_addition = false;
+            self.changes.contains_key(&Change {
+                is_addition,
+                object,
+            })
+        };
+        let is_implied = |change: &Change| match &change.object {
+            _ if change.is_addition => false,
+            Object::Table => false,
+            _ if deleted(Object::Table) => true,
+            Object::Rule(chain) => deleted(Object::Chain(chain.clone())),
+            Object::Element(set) => deleted(Object::Set(set.clone())),
+            _ => false,
+        };
         for (change, count) in &self.changes {
+            if is_implied(change) {
+                continue;
+            }
             let verb = if change.is_addition {
                 "added"
             } else {
@@ -269,6 +288,16 @@ mod tests {
         let expected =
             "deleted 3 elements of services, added a rule of chain services, lost notifications";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_went_with_a_table_is_not_told() {
+        let mut incident = Incident::new(IpFamily::V4);
+        incident.add(change(false, Object::Rule("services".into())), 2);
+        incident.add(change(false, Object::Chain("services".into())), 1);
+        assert_eq!(incident.to_string(), "deleted chain services");
+        incident.add(change(false, Object::Table), 1);
+        assert_eq!(incident.to_string(), "deleted the table");
     }
 
     #[test]

@@ -92,7 +92,10 @@ pub(super) fn service_port_name(
     }
 }
 
-pub(super) fn port_of_comment<'a>(service: &'a Service, comment: &Arc<str>) -> Option<&'a ServicePort> {
+pub(super) fn port_of_comment<'a>(
+    service: &'a Service,
+    comment: &Arc<str>,
+) -> Option<&'a ServicePort> {
     service
         .ports
         .iter()

@@ -97,7 +97,13 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         };
         self.is_suspect = false;
         let is_synced = report.full;
-        Ok(Some(self.done(report, is_synced, Some(cause), node, local_addresses)))
+        Ok(Some(self.done(
+            report,
+            is_synced,
+            Some(cause),
+            node,
+            local_addresses,
+        )))
     }
 
     /// Others have touched the table. Returns whether it is to be looked at: before the first sync

@@ -49,8 +49,8 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::netlink::conntrack::Conntrack;
+use crate::apply::netlink::{Monitor, Netlink};
 use crate::apply::{ApplyError, Kernel};
 use crate::compile::{Liveness, Note};
 use crate::model::{
@@ -191,7 +191,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 
     /// Takes an event. It costs what the object costs to store; nothing is sent.
     pub fn apply(&mut self, event: Event, now: Instant) {
-        self.revision += 1;
+        // What others do to the tables is nothing that could be in the kernel.
+        let is_news = !matches!(event, Event::Touched(_) | Event::Watched(_));
+        self.revision += u64::from(is_news);
         let is_for_all = self.take(event, now);
         if is_for_all || self.state.is_dirty() {
             self.schedule.changed();
@@ -345,6 +347,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
                 }
             }
             Task::Compare => {
+                self.schedule.compared(now);
                 self.distrust();
                 self.sync(now, outcomes);
             }
@@ -374,8 +377,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         let mut ended = Ended::default();
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
-        self.schedule.synced(now + ended.took, ended.is_success);
-        if ended.is_success && ended.n_full == ended.n_families {
+        let is_success = ended.failures.is_empty();
+        outcomes.extend(ended.failures);
+        self.schedule.synced(now + ended.took, is_success);
+        if is_success && ended.n_full == ended.n_families {
             self.schedule.compared(now);
         }
         self.note_revision();
@@ -397,8 +402,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         let mut ended = Ended::default();
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
+        let is_success = ended.failures.is_empty();
+        outcomes.extend(ended.failures);
         self.schedule
-            .repaired(now + ended.took, ended.took, ended.is_success);
+            .repaired(now + ended.took, ended.took, is_success);
         if self.is_doubtful() {
             self.schedule.damaged();
         }
@@ -418,8 +425,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             None => return,
             Some(Ok(done)) => done,
             Some(Err(error)) => {
-                ended.is_success = false;
-                outcomes.push(Outcome::Failed { family, error });
+                ended.failures.push(Outcome::Failed { family, error });
                 return;
             }
         };
@@ -562,7 +568,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             && self.v6.as_ref().is_none_or(|v6| v6.has_synced)
     }
 
-    /// How many events were applied.
+    /// How many events were applied, but for [`Event::Touched`] and [`Event::Watched`].
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -641,23 +647,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 }
 
 /// What a sync or a repair of both families came to.
+#[derive(Default)]
 struct Ended {
-    is_success: bool,
+    failures: Vec<Outcome>,
     took: Duration,
     n_families: usize,
     /// How many of these were compared as a whole.
     n_full: usize,
-}
-
-impl Default for Ended {
-    fn default() -> Self {
-        Self {
-            is_success: true,
-            took: Duration::ZERO,
-            n_families: 0,
-            n_full: 0,
-        }
-    }
 }
 
 /// Whether a table was gone, and is there again.

@@ -141,7 +141,10 @@ impl Schedule {
         };
         // Of those that are due at the same time the first comes first.
         let tasks = [
-            (Task::Repair, self.is_damaged.then_some(self.no_repair_before)),
+            (
+                Task::Repair,
+                self.is_damaged.then_some(self.no_repair_before),
+            ),
             (Task::Sync, sync_at),
             (Task::Look, self.look_at),
             (Task::Compare, self.compare_at),

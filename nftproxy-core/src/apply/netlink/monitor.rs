@@ -57,9 +57,11 @@ impl std::fmt::Debug for Subscription {
 impl Subscription {
     /// Does something without listening. What was told before stays to be read.
     pub(super) fn hush<R>(&self, work: impl FnOnce() -> R) -> io::Result<R> {
-        self.socket.set_option(NETLINK_DROP_MEMBERSHIP, NFNLGRP_NFTABLES)?;
+        self.socket
+            .set_option(NETLINK_DROP_MEMBERSHIP, NFNLGRP_NFTABLES)?;
         let result = work();
-        self.socket.set_option(NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)?;
+        self.socket
+            .set_option(NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)?;
         Ok(result)
     }
 }
