@@ -588,7 +588,7 @@ fn unused_picks_are_deleted_later() {
         syncer.sync(&state, &node, &dirty).unwrap();
         let chains = || namespace.exec(&["nft", "list", "chains", "ip"]).unwrap();
         assert!(chains().contains("pick-7") && chains().contains("pick-3"));
-        assert_eq!(syncer.delete_unused_picks().unwrap(), 1);
+        assert_eq!(syncer.delete_unused_chains().unwrap(), 1);
         assert!(!chains().contains("pick-7") && chains().contains("pick-3"));
     });
 }

@@ -322,7 +322,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
     }
 
-    /// Deletes pick chains that no element refers to any more, and returns how many.
+    /// Deletes chains that nothing refers to any more, and returns how many: pick chains, and those
+    /// that remember.
     ///
     /// It is a batch of its own, some time after the one that made them unused: kernels before
     /// 6.2 count a chain as referenced for a moment after its last element went.
@@ -330,7 +331,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     /// # Errors
     ///
     /// If the kernel refuses; the chains are left for another time.
-    pub fn delete_unused_picks(&mut self) -> Result<usize, ApplyError> {
+    pub fn delete_unused_chains(&mut self) -> Result<usize, ApplyError> {
         let Some(installed) = &mut self.installed else {
             return Ok(0);
         };
@@ -349,13 +350,27 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             .filter(|pick| !leads_here(pick))
             .copied()
             .collect();
-        let delete_chains = unused.iter().copied().map(ChainName::Pick).collect();
+        let timeouts = &installed.features.affinity;
+        let is_forgotten = |chain: &ChainName| match chain {
+            ChainName::Remember => timeouts.is_empty(),
+            ChainName::RememberFor(seconds) => !timeouts.contains(seconds),
+            _ => false,
+        };
+        let forgotten = installed.skeleton.chains.keys().copied();
+        let delete_chains: Vec<_> = unused
+            .iter()
+            .map(|pick| ChainName::Pick(*pick))
+            .chain(forgotten.filter(is_forgotten))
+            .collect();
+        let count = delete_chains.len();
         self.kernel.commit(&Delta {
             delete_chains,
             ..Delta::default()
         })?;
         installed.picks.retain(|pick| !unused.contains(pick));
-        Ok(unused.len())
+        let chains = &mut installed.skeleton.chains;
+        chains.retain(|chain, _| !is_forgotten(chain));
+        Ok(count)
     }
 
     /// Lists the table and compares it with everything. An element that the kernel refuses time and

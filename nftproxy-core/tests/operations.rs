@@ -328,8 +328,8 @@ fn the_node_changes_rules_or_addresses_alone() {
 fn unused_picks_go_in_a_batch_of_their_own() {
     let mut lab = Lab::new((10, 100), web());
     // Of the setup, those for 99 and for 101.
-    assert_eq!(lab.syncer.delete_unused_picks().unwrap(), 2);
-    assert_eq!(lab.syncer.delete_unused_picks().unwrap(), 0);
+    assert_eq!(lab.syncer.delete_unused_chains().unwrap(), 2);
+    assert_eq!(lab.syncer.delete_unused_chains().unwrap(), 0);
     let counts = lab.cost_of(|state| state.apply_slice(web_slice(0..=100)));
     let expected = Counts {
         chains: 1,

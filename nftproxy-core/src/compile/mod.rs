@@ -173,8 +173,8 @@ pub struct Compilation<F: Family> {
     sticky_node_ports: BTreeSet<(Protocol, NonZeroU16)>,
     /// How many routes have source ranges.
     n_restricted: usize,
-    /// Timeouts of session affinity, needed or no longer: a chain for each is not worth deleting.
-    affinity_timeouts: BTreeSet<NonZeroU32>,
+    /// Timeouts of session affinity.
+    affinity_timeouts: Counted<NonZeroU32>,
     /// Session affinity may remember what it must not.
     is_affinity_stale: bool,
     /// Addresses that Services with affinity had, since there was nothing stale.
@@ -200,7 +200,7 @@ impl<F: Family> Default for Compilation<F> {
             picks: Counted::default(),
             sticky_node_ports: BTreeSet::new(),
             n_restricted: 0,
-            affinity_timeouts: BTreeSet::new(),
+            affinity_timeouts: Counted::default(),
             is_affinity_stale: false,
             lost_sticky: BTreeSet::new(),
             stale_flows: BTreeMap::new(),
@@ -255,6 +255,8 @@ impl<F: Family> Compilation<F> {
             .add
             .extend(hairpin.come.into_iter().map(Element::hairpin));
         self.update_node_port_ips(node, &mut changes);
+        // Their chains come and go by themselves.
+        self.affinity_timeouts.drain();
         changes
     }
 
@@ -262,7 +264,7 @@ impl<F: Family> Compilation<F> {
     pub fn features(&self) -> Features {
         Features {
             source_ranges: self.n_restricted > 0,
-            affinity: self.affinity_timeouts.clone(),
+            affinity: self.affinity_timeouts.iter().collect(),
         }
     }
 
@@ -534,11 +536,16 @@ impl<F: Family> Compilation<F> {
         if let Some(new) = new {
             picks_of(new).for_each(|pick| self.picks.add(pick));
             self.n_restricted += n_restricted(new);
-            self.affinity_timeouts.extend(new.affinity);
+            new.affinity
+                .into_iter()
+                .for_each(|seconds| self.affinity_timeouts.add(seconds));
         }
         if let Some(old) = old {
             picks_of(old).for_each(|pick| self.picks.remove(pick));
             self.n_restricted -= n_restricted(old);
+            old.affinity
+                .into_iter()
+                .for_each(|seconds| self.affinity_timeouts.remove(seconds));
         }
     }
 

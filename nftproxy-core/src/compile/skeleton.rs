@@ -163,7 +163,7 @@ fn not_to_node_port<F: Family>(node: &Node) -> Rule {
 }
 
 /// ```nft
-/// meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 10800s : ip daddr . tcp dport }
+/// tcp dport != 0 update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 10800s : ip daddr . tcp dport }
 /// ```
 fn remember_for<F: Family>(seconds: NonZeroU32) -> Vec<Rule> {
     PROTOCOLS

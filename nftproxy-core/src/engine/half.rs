@@ -186,7 +186,7 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         if let Err(error) = self.syncer.sweep_affinity() {
             outcomes.push(Outcome::TidyFailed { family, error });
         }
-        match self.syncer.delete_unused_picks() {
+        match self.syncer.delete_unused_chains() {
             Ok(0) => {}
             Ok(count) => outcomes.push(Outcome::ChainsDeleted { family, count }),
             Err(error) => outcomes.push(Outcome::TidyFailed { family, error }),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How long after a sync unused pick chains are deleted; see
-/// [`Syncer::delete_unused_picks`](crate::sync::Syncer::delete_unused_picks).
+/// [`Syncer::delete_unused_chains`](crate::sync::Syncer::delete_unused_chains).
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 
 /// After a repair there is none for so many times as long as it took, so that somebody who damages

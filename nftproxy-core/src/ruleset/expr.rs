@@ -334,7 +334,7 @@ impl<F: Family> Statement<F> {
                 let key = original::<F>(schema(SetName::Affinity).key);
                 let data = format!("{family} daddr . {protocol} dport");
                 format!(
-                    "meta l4proto {protocol} update @affinity {{ {key} timeout {seconds}s : {data} }}"
+                    "{protocol} dport != 0 update @affinity {{ {key} timeout {seconds}s : {data} }}"
                 )
             }
             Self::DnatToRemembered => {
@@ -505,6 +505,14 @@ impl<F: Family> Statement<F> {
             }
             Self::Remember(protocol, seconds) => {
                 Self::L4Proto(*protocol).lower(out);
+                // It is always so. But nft(8) needs a match on the header to take its own listing
+                // back, as it leaves out a protocol that what follows implies.
+                load_fields::<F>(&[Field::Dport], 0, 0, out);
+                out.push(Expr::Cmp {
+                    register: 0,
+                    negate: true,
+                    value: vec![0; 2],
+                });
                 let data = load_original::<F>(schema(SetName::Affinity).key, out);
                 load_fields::<F>(&[Field::Daddr, Field::Dport], data, 0, out);
                 out.push(Expr::Update {

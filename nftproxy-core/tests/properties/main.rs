@@ -270,7 +270,7 @@ fn step_family<F: Family>(
     assert_same(&actual, &with_leftovers(desired, &actual, state, node));
     if mishap == Mishap::Cleanup {
         // A plain one goes after the sticky one that leads to it.
-        while syncer.delete_unused_picks().unwrap() > 0 {}
+        while syncer.delete_unused_chains().unwrap() > 0 {}
         let actual = syncer.kernel().kernel.ruleset().unwrap();
         assert_eq!(actual.picks, desired.picks);
     }
