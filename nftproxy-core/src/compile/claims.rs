@@ -103,6 +103,15 @@ impl<F: Family> Claims<F> {
         }
     }
 
+    /// The Services that would have the destination if it were not another's.
+    pub(super) fn losers(
+        &self,
+        destination: &Destination<F>,
+    ) -> impl Iterator<Item = &ServiceName> {
+        let losers = self.losers.get(destination);
+        losers.into_iter().flatten().map(|claim| &claim.service)
+    }
+
     /// The Services that own an address at one of these ports.
     ///
     /// It looks at all destinations, for the sake of what hardly ever happens.

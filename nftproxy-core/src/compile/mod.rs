@@ -309,7 +309,8 @@ impl<F: Family> Compilation<F> {
     }
 
     /// Brings a Service's claims up to date. Adds the Services that win or lose by it to
-    /// `affected`, and its NodePorts of before and after to `node_ports`.
+    /// `affected`, with those that now lose to another one than before, and its NodePorts of before
+    /// and after to `node_ports`.
     fn update_claims(
         &mut self,
         name: &ServiceName,
@@ -330,8 +331,10 @@ impl<F: Family> Compilation<F> {
                 .binary_search_by(|(other, _)| other.cmp(destination))
                 .map(|at| &claims[at].1)
                 != Ok(claim)
+                && let Some(heir) = self.claims.remove(destination, claim)
             {
-                affected.extend(self.claims.remove(destination, claim));
+                affected.insert(heir);
+                affected.extend(self.claims.losers(destination).cloned());
             }
         }
         for (destination, claim) in claims {
@@ -339,8 +342,10 @@ impl<F: Family> Compilation<F> {
                 .binary_search_by(|(other, _)| other.cmp(&destination))
                 .map(|at| &old[at].1)
                 != Ok(&claim)
+                && let Some(displaced) = self.claims.add(destination, claim)
             {
-                affected.extend(self.claims.add(destination, claim));
+                affected.insert(displaced);
+                affected.extend(self.claims.losers(&destination).cloned());
             }
         }
     }

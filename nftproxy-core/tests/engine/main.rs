@@ -329,6 +329,30 @@ fn notes_appear_and_go_once() {
     assert_eq!(notes(bench.pass(2 * SECOND)), []);
     bench.apply(Event::Distrusted);
     assert_eq!(notes(bench.pass(2 * SECOND)), []);
+    // Nor does it matter who has it, as long as somebody has; the list tells.
+    bench.apply(Event::ServiceApplied(rival(0)));
+    assert_eq!(
+        notes(bench.pass(2 * SECOND))
+            .iter()
+            .map(|(has_appeared, note)| (*has_appeared, note.service_port().unwrap().to_string()))
+            .collect::<Vec<_>>(),
+        [(true, rival(1).name.to_string())]
+    );
+    let losers = in_force(&bench);
+    let winners = losers.iter().map(|note| match note {
+        Note::Conflict { winner, .. } => &winner.service,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        winners.collect::<Vec<_>>(),
+        [&rival(0).name, &rival(0).name]
+    );
+    bench.apply(Event::ServiceDeleted(rival(0).name));
+    let said = notes(bench.pass(2 * SECOND));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(!said[0].0, "the second in line has it now: {said:?}");
+    assert_eq!(in_force(&bench), std::slice::from_ref(note));
+
     // Nor does an attempt that fails lose it.
     bench.v4.set_broken(true);
     bench.apply(Event::ServiceDeleted(rival(1).name));
