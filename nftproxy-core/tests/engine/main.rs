@@ -23,8 +23,8 @@ use nftproxy_core::engine::{
     Engine, Event, FlowOption, HealthCheckAnswer, Kernels, Options, Outcome, Task,
 };
 use nftproxy_core::model::{
-    EndpointSlice, EndpointView, Filter, IpFamily, Node, NodePortAddresses, Protocol, Service,
-    ServiceAddress, ServiceName, V4, V6,
+    EndpointSlice, EndpointView, Filter, IpFamily, Node, NodePortAddresses, PortName, Protocol,
+    Service, ServiceAddress, ServiceName, V4, V6,
 };
 
 /// An IPv4-only Service.
@@ -513,7 +513,7 @@ fn owners_and_endpoints_can_be_asked_for() {
     let mut bench = Bench::new();
     let web = Service {
         ports: Box::new([nftproxy_core::model::ServicePort {
-            name: "http".into(),
+            name: PortName::new("http").unwrap(),
             node_port: Some(port(30080)),
             ..service(1).ports[0].clone()
         }]),
@@ -526,7 +526,7 @@ fn owners_and_endpoints_can_be_asked_for() {
     slices
         .iter_mut()
         .flat_map(|slice| slice.ports.iter_mut())
-        .for_each(|port| port.name = "http".into());
+        .for_each(|port| port.name = PortName::new("http").unwrap());
     bench.apply(Event::Replaced {
         services: vec![web],
         slices,
@@ -580,7 +580,7 @@ fn health_checks_say_where_to_listen_and_what_to_answer() {
         slices: slices_of("service-1", &["10.244.1.1", "10.244.2.1"]),
     });
     bench.settle();
-    let names = BTreeSet::from([name.clone(), ServiceName::new("default", "gone")]);
+    let names = BTreeSet::from([name.clone(), ServiceName::new("default", "gone").unwrap()]);
     let v4 = bench.engine.health_checks(IpFamily::V4, &names);
     assert_eq!(v4.addresses, ["192.168.0.10".parse().unwrap()].into());
     let [(gone, None), (_, Some(check))] = &*v4.changed else {
