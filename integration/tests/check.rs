@@ -2,11 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::env;
+use std::fs;
 use std::net::TcpListener;
 use std::process::Command;
 
 use integration::daemon::{Daemon, Output, binary, run};
 use integration::netns::{Namespace, in_sandbox, unsupported};
+use integration::nft::loadable;
 use serde_json::Value;
 
 /// A host that passes packets on.
@@ -92,6 +94,69 @@ fn warnings_count_unless_they_are_allowed() {
     });
 }
 
+/// An interface that is left out is told of, in each family that pods have.
+#[test]
+fn interfaces_that_forward_nothing_are_told() {
+    in_sandbox(|| {
+        let host = host();
+        host.exec(&["ip", "link", "add", "eth0.5", "type", "dummy"])
+            .unwrap();
+        assert_eq!(check(&host, &[]).1, Some(0));
+        for version in ["ipv4", "ipv6"] {
+            let path = format!("/proc/sys/net/{version}/conf/eth0.5/forwarding");
+            host.run(|| fs::write(&path, "0")).unwrap();
+            let (lines, code) = check(&host, &[]);
+            assert_eq!(code, Some(1));
+            assert_has(
+                &lines,
+                &format!("net.{version}.conf.INTERFACE.forwarding is 0 for eth0.5:"),
+            );
+            host.run(|| fs::write(&path, "1")).unwrap();
+        }
+        assert_eq!(check(&host, &[]).1, Some(0));
+    });
+}
+
+/// Strict reverse-path filtering hurts only where packets may come in by another way than the one
+/// back.
+#[test]
+fn strict_interfaces_beside_the_way_back_are_told() {
+    in_sandbox(|| {
+        let host = host();
+        host.sysctl("net.ipv4.conf.all.rp_filter", "0").unwrap();
+        for (name, address, metric) in [
+            ("eth0", "192.0.2.1", "100"),
+            ("eth1", "198.51.100.1", "200"),
+        ] {
+            let address = format!("{address}/24");
+            host.exec(&["ip", "link", "add", name, "type", "dummy"])
+                .unwrap();
+            host.sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "1")
+                .unwrap();
+            host.exec(&["ip", "link", "set", name, "up"]).unwrap();
+            host.exec(&["ip", "address", "add", &address, "dev", name])
+                .unwrap();
+            assert_eq!(check(&host, &[]).1, Some(0), "one way to each net");
+            host.exec(&[
+                "ip", "route", "add", "default", "dev", name, "metric", metric,
+            ])
+            .unwrap();
+        }
+        let strict = "warning rp_filter: rp_filter of eth1 is strict, so what comes in there from \
+                      anywhere is dropped, as the way back is eth0";
+        let (lines, code) = check(&host, &[]);
+        assert_eq!(code, Some(1));
+        assert_has(&lines, strict);
+        assert_eq!(check(&host, &["--cluster-cidr=fd00::/48"]).1, Some(0));
+        host.sysctl("net.ipv4.conf.eth1.rp_filter", "2").unwrap();
+        assert_eq!(check(&host, &[]).1, Some(0));
+        // The stricter of the two numbers does not count, but the larger.
+        host.sysctl("net.ipv4.conf.eth1.rp_filter", "0").unwrap();
+        host.sysctl("net.ipv4.conf.all.rp_filter", "1").unwrap();
+        assert_has(&check(&host, &[]).0, strict);
+    });
+}
+
 #[test]
 fn pods_on_a_bridge_need_br_netfilter() {
     in_sandbox(|| {
@@ -167,6 +232,27 @@ fn others_that_translate_are_named() {
             "warning neighbours: table ip6 kube-proxy has kube-proxy's rules",
         );
         assert_has(&lines, "kube-proxy --cleanup");
+        host.exec(&["nft", "delete", "table", "ip6", "kube-proxy"])
+            .unwrap();
+        assert_eq!(check(&host, &[]).1, Some(0));
+
+        host.exec(&["ip", "link", "add", "kube-ipvs0", "type", "dummy"])
+            .unwrap();
+        assert_has(
+            &check(&host, &[]).0,
+            "kube-proxy in ipvs mode serves Services",
+        );
+        host.exec(&["ip", "link", "delete", "kube-ipvs0"]).unwrap();
+
+        // The rules of another instance, as it leaves them.
+        let script = run(&host, &["render", "--family=ipv4", "--manifests=/dev/null"]).unwrap();
+        let script = script.out.replace(" nftproxy", " my-cni");
+        host.exec_with_input(&["nft", "-f", "-"], &loadable(&script))
+            .unwrap();
+        assert_has(
+            &check(&host, &[]).0,
+            "warning neighbours: table ip my-cni has the rules of another nftproxy",
+        );
     });
 }
 

@@ -15,8 +15,8 @@ use integration::traffic::{Outcome, ProbeOptions, Protocol, Server, probe, probe
 use nftproxy_core::driver::Driver;
 use nftproxy_core::engine::{Engine, Event, Families, Options};
 use nftproxy_core::model::{
-    self, DetectLocal, Endpoint, EndpointSlice, Locality, Node, Service, ServiceName, ServicePort,
-    SlicePort, TrafficPolicy, V4,
+    self, DetectLocal, Endpoint, EndpointSlice, InterfaceName, Locality, Node, Service,
+    ServiceName, ServicePort, SlicePort, TrafficPolicy, V4,
 };
 
 const READY: &str = "in the kernel";
@@ -211,7 +211,7 @@ fn without_a_mark_the_same_is_masqueraded() {
         let options = Options {
             families: Families::V4,
             node: Node {
-                detect_local: DetectLocal::InterfaceNamePrefix("pod".into()),
+                detect_local: DetectLocal::InterfaceNamePrefix(InterfaceName::new("pod").unwrap()),
                 masquerade_mark: None,
                 ..Node::default()
             },
@@ -219,7 +219,7 @@ fn without_a_mark_the_same_is_masqueraded() {
         };
         let number = |number: u16| number.try_into().unwrap();
         let service = |name: &str, host: u8, policy| {
-            let name = ServiceName::new("shop", name);
+            let name = ServiceName::new("shop", name).unwrap();
             let port = ServicePort {
                 node_port: Some(number(30000 + u16::from(host))),
                 ..ServicePort::new(model::Protocol::Tcp, number(80))

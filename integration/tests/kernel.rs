@@ -17,9 +17,9 @@ use nftproxy_core::compile::{Compiled, Keep, StaleFlows, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::engine::{Engine, Event, Families, Options, Outcome, Task};
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointAddress, EndpointSlice, Family, IpFamily, Locality,
-    Node, NodePortAddresses, Protocol, Service, ServiceName, ServicePort, SliceEndpoints,
-    SliceName, SlicePort, State, V4, V6,
+    ClusterIps, DetectLocal, Endpoint, EndpointAddress, EndpointSlice, Family, InterfaceName,
+    IpFamily, Locality, Node, NodePortAddresses, PortName, Protocol, Service, ServiceName,
+    ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4, V6,
 };
 use nftproxy_core::render;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
@@ -31,7 +31,7 @@ use nftproxy_core::sync::Syncer;
 fn large(n_services: u32, n_endpoints: u32) -> State {
     let mut state = State::default();
     for number in 0..n_services {
-        let name = ServiceName::new("load", &format!("service-{number}"));
+        let name = ServiceName::new("load", &format!("service-{number}")).unwrap();
         let v4 = Ipv4Addr::from(0x0a60_0000 + number + 1);
         let v6 = Ipv6Addr::from(0xfd00_0010_0096_0000_0000_0000_0000_0000 + u128::from(number) + 1);
         state.apply_service(Service {
@@ -40,7 +40,7 @@ fn large(n_services: u32, n_endpoints: u32) -> State {
                 v6: Some(v6),
             },
             ports: Box::new([ServicePort {
-                name: "http".into(),
+                name: PortName::new("http").unwrap(),
                 protocol: Protocol::Tcp,
                 port: 80.try_into().unwrap(),
                 node_port: None,
@@ -56,10 +56,10 @@ fn large(n_services: u32, n_endpoints: u32) -> State {
         let v6 = SliceEndpoints::V6((0..n_endpoints).map(v6).map(endpoint::<V6>).collect());
         for (suffix, endpoints) in [("v4", v4), ("v6", v6)] {
             state.apply_slice(EndpointSlice {
-                name: SliceName::new("load", &format!("service-{number}-{suffix}")),
+                name: SliceName::new("load", &format!("service-{number}-{suffix}")).unwrap(),
                 service: name.clone(),
                 ports: Box::new([SlicePort {
-                    name: "http".into(),
+                    name: PortName::new("http").unwrap(),
                     protocol: Protocol::Tcp,
                     port: 8080.try_into().unwrap(),
                 }]),
@@ -101,7 +101,7 @@ fn nodes() -> Vec<(&'static str, Node)> {
         (
             "bridge",
             Node {
-                detect_local: DetectLocal::BridgeInterface("cni0".into()),
+                detect_local: DetectLocal::BridgeInterface(InterfaceName::new("cni0").unwrap()),
                 node_port_addresses_v4: only(&["192.0.2.10", "192.0.2.11"]),
                 node_port_addresses_v6: only(&["2001:db8::10"]),
                 masquerade_mark: Some(1),
@@ -111,7 +111,7 @@ fn nodes() -> Vec<(&'static str, Node)> {
         (
             "prefix",
             Node {
-                detect_local: DetectLocal::InterfaceNamePrefix("veth".into()),
+                detect_local: DetectLocal::InterfaceNamePrefix(InterfaceName::new("veth").unwrap()),
                 masquerade_mark: Some(1 << 31),
                 ..Node::default()
             },
@@ -135,7 +135,7 @@ fn nodes() -> Vec<(&'static str, Node)> {
         (
             "no mark at all, of an interface",
             Node {
-                detect_local: DetectLocal::BridgeInterface("cni0".into()),
+                detect_local: DetectLocal::BridgeInterface(InterfaceName::new("cni0").unwrap()),
                 masquerade_mark: None,
                 masquerade_all: true,
                 ..Node::default()
@@ -579,7 +579,7 @@ fn unused_picks_are_deleted_later() {
         syncer.sync(&state, &node, &dirty).unwrap();
         state.apply_slice(
             large(1, 3)
-                .slices(&ServiceName::new("load", "service-0"))
+                .slices(&ServiceName::new("load", "service-0").unwrap())
                 .first()
                 .unwrap()
                 .clone(),
@@ -652,7 +652,7 @@ fn affinity_in_both_families_can_be_listed() {
     in_sandbox(|| {
         let mut state = large(2, 3);
         let mut service = state
-            .service(&ServiceName::new("load", "service-0"))
+            .service(&ServiceName::new("load", "service-0").unwrap())
             .unwrap()
             .clone();
         service.session_affinity = std::num::NonZeroU32::new(10800);

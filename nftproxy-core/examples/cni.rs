@@ -14,7 +14,7 @@ struct Balancer(SocketAddrV4, Vec<SocketAddrV4>);
 impl Balancer {
     fn to_model(&self, number: usize) -> Result<(Service, EndpointSlice), Box<dyn Error>> {
         let Self(address, backends) = self;
-        let name = ServiceName::new("cni", &format!("balancer-{number}"));
+        let name = ServiceName::new("cni", &format!("balancer-{number}"))?;
         let port = ServicePort::new(Protocol::Tcp, address.port().try_into()?);
         let backend = backends.first().ok_or("no backend")?.port().try_into()?;
         let endpoints = backends.iter().map(|at| Endpoint::<V4>::ready(*at.ip()));

@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .split(',')
             .map(str::parse)
             .collect::<Result<Vec<SocketAddrV4>, _>>()?;
-        let name = ServiceName::new("cni", &format!("balancer-{number}"));
+        let name = ServiceName::new("cni", &format!("balancer-{number}"))?;
         let port = ServicePort::new(Protocol::Tcp, address.port().try_into()?);
         let target = endpoints.first().ok_or("an endpoint is missing")?.port();
         let target = SlicePort::new(Protocol::Tcp, target.try_into()?);

@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .split(',')
         .map(str::parse)
         .collect::<Result<Vec<SocketAddrV4>, _>>()?;
-    let name = ServiceName::new("default", "web");
+    let name = ServiceName::new("default", "web")?;
     let port = ServicePort::new(Protocol::Tcp, address.port().try_into()?);
     let target = endpoints.first().ok_or("an endpoint is missing")?.port();
     let ready = endpoints.iter().map(|at| Endpoint::<V4>::ready(*at.ip()));

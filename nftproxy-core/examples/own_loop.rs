@@ -22,7 +22,7 @@ fn events(line: &str) -> Result<Vec<Event>, Box<dyn Error>> {
     let endpoints = words
         .map(str::parse)
         .collect::<Result<Vec<SocketAddrV4>, _>>()?;
-    let name = ServiceName::new("lines", &format!("{}-{}", address.ip(), address.port()));
+    let name = ServiceName::new("lines", &address.to_string().replace(['.', ':'], "-"))?;
     let port = ServicePort::new(Protocol::Tcp, address.port().try_into()?);
     let target = endpoints
         .first()

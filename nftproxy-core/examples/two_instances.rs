@@ -55,7 +55,7 @@ fn start(
 fn parse(namespace: &str, text: &str) -> Result<(Service, EndpointSlice), Box<dyn Error>> {
     let (address, endpoint) = text.split_once('=').ok_or("ADDRESS=ENDPOINT is missing")?;
     let (address, endpoint): (SocketAddrV4, SocketAddrV4) = (address.parse()?, endpoint.parse()?);
-    let name = ServiceName::new(namespace, "web");
+    let name = ServiceName::new(namespace, "web")?;
     let port = ServicePort::new(Protocol::Tcp, address.port().try_into()?);
     let target = SlicePort::new(Protocol::Tcp, endpoint.port().try_into()?);
     let endpoints = [Endpoint::<V4>::ready(*endpoint.ip())];

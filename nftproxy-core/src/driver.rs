@@ -17,7 +17,7 @@
 //! #     flows: None::<Conntrack>,
 //! # };
 //! # let engine = Engine::new(kernels, Options::default(), Instant::now());
-//! # let services = vec![Service::new(ServiceName::new("shop", "api"))];
+//! # let services = vec![Service::new(ServiceName::new("shop", "api")?)];
 //! // let engine = Engine::open(Options::default(), Instant::now())?;
 //! let driver = Driver::start(engine, |outcome| {
 //!     if let Outcome::Failed { family, error } = outcome {

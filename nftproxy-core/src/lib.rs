@@ -21,7 +21,7 @@
 //! # use nftproxy_core::model::{Endpoint, EndpointSlice, Protocol, Service, ServiceName, ServicePort, SlicePort, V4};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let name = ServiceName::new("shop", "api");
+//! let name = ServiceName::new("shop", "api")?;
 //! let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
 //! let target = SlicePort::new(Protocol::Tcp, 8080.try_into()?);
 //! let endpoints = [Endpoint::<V4>::ready([10, 244, 1, 11].into())];

@@ -435,8 +435,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         if self.compilation.take_notes_changed() || full {
             let notes = self.compilation.notes().chain(&self.refused);
             let notes: BTreeSet<_> = notes.cloned().collect();
-            appeared = notes.difference(&self.reported).cloned().collect();
-            went = self.reported.difference(&notes).cloned().collect();
+            appeared = without(&notes, &self.reported);
+            went = without(&self.reported, &notes);
             self.reported = notes;
         }
         Report {
@@ -677,4 +677,11 @@ fn sticky_address<F: Family>(element: &Element<F>) -> Option<Destination<F>> {
         (SetName::Sticky, Key::Destination(destination)) => Some(*destination),
         _ => None,
     }
+}
+
+/// The notes whose subject none of the others has.
+fn without(notes: &BTreeSet<Note>, others: &BTreeSet<Note>) -> BTreeSet<Note> {
+    let subjects: BTreeSet<_> = others.iter().map(Note::subject).collect();
+    let is_new = |note: &&Note| !subjects.contains(&note.subject());
+    notes.iter().filter(is_new).cloned().collect()
 }

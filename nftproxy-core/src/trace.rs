@@ -108,7 +108,7 @@ const MAX_DEPTH: usize = 16;
 /// # use nftproxy_core::compile::compile;
 /// # use nftproxy_core::model::{Node, Protocol, Service, ServiceName, ServicePort, State, V4};
 /// # use nftproxy_core::trace::{Outcome, Packet, trace};
-/// # let name = ServiceName::new("shop", "api");
+/// # let name = ServiceName::new("shop", "api").unwrap();
 /// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
 /// # let mut state = State::default();
 /// # state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));

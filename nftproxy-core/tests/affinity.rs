@@ -320,7 +320,7 @@ fn s95_an_address_beside_a_sticky_node_port_is_not_remembered() {
     // The NodePort goes to a Service without affinity, and comes back with it.
     let sticky = fixture
         .state
-        .service(&ServiceName::new("default", "web"))
+        .service(&ServiceName::new("default", "web").unwrap())
         .unwrap()
         .clone();
     let mut without = sticky.clone();
@@ -333,10 +333,10 @@ fn s95_an_address_beside_a_sticky_node_port_is_not_remembered() {
     // Both change in one sync.
     fixture
         .state
-        .delete_service(&ServiceName::new("default", "web"));
+        .delete_service(&ServiceName::new("default", "web").unwrap());
     fixture
         .state
-        .delete_service(&ServiceName::new("default", "plain"));
+        .delete_service(&ServiceName::new("default", "plain").unwrap());
     fixture.state.apply_service(plain("other"));
     fixture.sync();
     assert!(!beside(&fixture));

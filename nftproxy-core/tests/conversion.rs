@@ -8,8 +8,8 @@ use std::num::NonZeroU16;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use nftproxy_core::k8s::{self, Problem};
 use nftproxy_core::model::{
-    ClusterIps, Endpoint, EndpointSlice, Locality, NodeHint, Protocol, Service, SliceEndpoints,
-    TrafficPolicy, V4,
+    ClusterIps, Endpoint, EndpointSlice, Locality, NodeHint, PortName, Protocol, Service,
+    SliceEndpoints, TrafficPolicy, V4,
 };
 use serde_json::{Value, json};
 
@@ -159,7 +159,7 @@ fn s4_s12_external_policy_local_counts_only_for_what_is_external() {
     }
     for (text, expected) in [
         ("Cluster", TrafficPolicy::Cluster),
-        ("local", TrafficPolicy::Cluster),
+        ("", TrafficPolicy::Cluster),
     ] {
         let spec = json!({"type": "NodePort", "externalTrafficPolicy": text});
         assert_eq!(
@@ -167,6 +167,15 @@ fn s4_s12_external_policy_local_counts_only_for_what_is_external() {
             expected
         );
     }
+    let spec =
+        json!({"type": "NodePort", "externalTrafficPolicy": "local", "internalTrafficPolicy": "x"});
+    let (service, problems) = read_service(json!({"spec": spec}));
+    let service = service.unwrap();
+    assert_eq!(service.external_traffic_policy, TrafficPolicy::Cluster);
+    assert_eq!(service.internal_traffic_policy, TrafficPolicy::Cluster);
+    let fields = ["internalTrafficPolicy", "externalTrafficPolicy"];
+    let fields = fields.map(|field| format!("Service default/web spec.{field}"));
+    assert_eq!(places(&problems), fields);
 }
 
 /// S-4, S-7
@@ -188,13 +197,19 @@ fn s4_s59_the_health_check_node_port_needs_a_load_balancer_with_policy_local() {
         ),
         (json!({"healthCheckNodePort": null}), None),
         (json!({"healthCheckNodePort": 0}), None),
-        (json!({"healthCheckNodePort": 65536}), None),
-        (json!({"healthCheckNodePort": -1}), None),
     ] {
         let mut spec = local.clone();
         merge(&mut spec, changes.clone());
         let port = service(json!({"spec": spec})).health_check_node_port;
         assert_eq!(port.map(NonZeroU16::get), expected, "{changes}");
+    }
+    for number in [65536, -1] {
+        let mut spec = local.clone();
+        merge(&mut spec, json!({"healthCheckNodePort": number}));
+        let (service, problems) = read_service(json!({"spec": spec}));
+        assert_eq!(service.unwrap().health_check_node_port, None);
+        let place = "Service default/web spec.healthCheckNodePort";
+        assert_eq!(places(&problems), [place]);
     }
 }
 
@@ -379,7 +394,13 @@ fn s9_s10_ports() {
     let ports: Vec<_> = service
         .ports
         .iter()
-        .map(|port| (&*port.name, port.protocol, port.node_port.map(u16::from)))
+        .map(|port| {
+            (
+                port.name.as_str(),
+                port.protocol,
+                port.node_port.map(u16::from),
+            )
+        })
         .collect();
     let expected = [
         ("tcp", Protocol::Tcp, None),
@@ -396,6 +417,8 @@ fn s18_bad_ports_leave_the_others() {
         {"name": "zero", "port": 0},
         {"name": "large", "port": 65536},
         {"name": "odd", "port": 80, "protocol": "DCCP"},
+        {"name": "No Label", "port": 81},
+        {"name": "x\" : drop }", "port": 82},
         {"name": "good", "port": 80},
     ]}}));
     let names: Vec<_> = service
@@ -404,8 +427,8 @@ fn s18_bad_ports_leave_the_others() {
         .iter()
         .map(|port| port.name.clone())
         .collect();
-    assert_eq!(names, ["good".into()]);
-    assert_eq!(places(&problems), ["Service default/web spec.ports"; 3]);
+    assert_eq!(names, [PortName::new("good").unwrap()]);
+    assert_eq!(places(&problems), ["Service default/web spec.ports"; 5]);
     assert_eq!(
         self::service(json!({"spec": {"ports": null}})).ports,
         [].into()
@@ -450,7 +473,7 @@ fn s12_s13_defaults() {
     assert_eq!(local.internal_traffic_policy, TrafficPolicy::Local);
     for (affinity, config, expected) in [
         ("None", json!({}), None),
-        ("Odd", json!({}), None),
+        ("", json!({}), None),
         ("ClientIP", json!({}), Some(10800)),
         ("ClientIP", json!({"clientIP": {}}), Some(10800)),
         (
@@ -460,19 +483,142 @@ fn s12_s13_defaults() {
         ),
         (
             "ClientIP",
-            json!({"clientIP": {"timeoutSeconds": 0}}),
-            Some(10800),
-        ),
-        (
-            "ClientIP",
-            json!({"clientIP": {"timeoutSeconds": -1}}),
-            Some(10800),
+            json!({"clientIP": {"timeoutSeconds": 86400}}),
+            Some(86400),
         ),
     ] {
         let spec = json!({"sessionAffinity": affinity, "sessionAffinityConfig": config});
         let timeout = service(json!({"spec": spec})).session_affinity;
         assert_eq!(timeout.map(u32::from), expected, "{spec}");
     }
+    for (affinity, seconds, expected) in [
+        ("Odd", 90, None),
+        ("ClientIP", 0, Some(10800)),
+        ("ClientIP", -1, Some(10800)),
+        ("ClientIP", 86401, Some(10800)),
+    ] {
+        let config = json!({"clientIP": {"timeoutSeconds": seconds}});
+        let spec = json!({"sessionAffinity": affinity, "sessionAffinityConfig": config});
+        let (service, problems) = read_service(json!({"spec": spec}));
+        let timeout = service.unwrap().session_affinity;
+        assert_eq!(timeout.map(u32::from), expected, "{spec}");
+        assert_eq!(problems.len(), 1, "{spec}: {problems:?}");
+    }
+}
+
+/// S-18: what the API server refuses is left out, whatever it would do.
+#[test]
+fn names_that_cannot_be_are_reported() {
+    let statement = "x\" : drop }\nflush ruleset\n#";
+    for metadata in [
+        json!({"name": statement}),
+        json!({"name": "Web"}),
+        json!({"name": "a.b"}),
+        json!({"name": null}),
+        json!({"namespace": statement}),
+        json!({"namespace": ""}),
+        json!({"namespace": "a.b"}),
+        json!({"namespace": "a/b"}),
+    ] {
+        let (service, problems) = read_service(json!({"metadata": metadata}));
+        assert_eq!((service, problems.len()), (None, 1), "{metadata}");
+        assert!(
+            problems[0].message.starts_with("metadata: "),
+            "{problems:?}"
+        );
+        assert!(!problems[0].to_string().contains('\n'), "{problems:?}");
+    }
+    // Names that start with a digit are legal since Kubernetes 1.34.
+    assert_eq!(
+        service(json!({"metadata": {"name": "1st"}})).name.as_str(),
+        "default/1st"
+    );
+
+    for metadata in [
+        json!({"name": statement}),
+        json!({"namespace": statement}),
+        json!({"labels": {"kubernetes.io/service-name": statement}}),
+        json!({"labels": {"kubernetes.io/service-name": "Web_1"}}),
+    ] {
+        let (slice, problems) = read_slice(json!({"metadata": metadata}));
+        assert_eq!((slice, problems.len()), (None, 1), "{metadata}");
+    }
+    let longest = vec!["a"; 127].join(".");
+    assert_eq!(
+        slice(json!({"metadata": {"name": longest}})).name.as_str(),
+        format!("default/{longest}")
+    );
+    let (slice, problems) = read_slice(json!({
+        "ports": [{"name": statement, "port": 1}, {"name": "http", "port": 80}],
+        "endpoints": [{
+            "addresses": ["10.244.1.5"],
+            "nodeName": statement,
+            "hints": {"forZones": [{"name": statement}, {"name": "a"}]},
+        }],
+    }));
+    let slice = slice.unwrap();
+    assert_eq!(slice.ports.len(), 1);
+    let SliceEndpoints::V4(endpoints) = slice.endpoints else {
+        panic!("the slice is of IPv4");
+    };
+    assert_eq!(endpoints[0].locality, Locality::Remote);
+    assert_eq!(*endpoints[0].hints.as_ref().unwrap().zones, ["a".into()]);
+    let places = places(&problems);
+    let (of_endpoints, of_ports) = places.split_at(2);
+    assert_eq!(of_endpoints, ["EndpointSlice default/web-1 endpoints"; 2]);
+    assert_eq!(of_ports, ["EndpointSlice default/web-1 ports"]);
+}
+
+/// Addresses that the API server refuses where packets would be sent to, or where no ServiceCIDR
+/// can be.
+#[test]
+fn special_addresses_are_reported() {
+    for special in ["127.0.0.1", "0.0.0.0", "169.254.1.1", "224.0.0.1"] {
+        let (slice, problems) = read_slice(json!({"endpoints": [
+            {"addresses": [special]},
+            {"addresses": ["10.244.1.5"]},
+        ]}));
+        assert!(matches!(slice.unwrap().endpoints, SliceEndpoints::V4(one) if one.len() == 1));
+        assert_eq!(places(&problems), ["EndpointSlice default/web-1 endpoints"]);
+        let (service, problems) = read_service(json!({"spec": {"externalIPs": [special]}}));
+        assert_eq!(service.unwrap().external_ips.len(), 0);
+        assert_eq!(places(&problems), ["Service default/web spec.externalIPs"]);
+    }
+    for special in ["127.0.0.1", "0.0.0.0"] {
+        let (service, problems) = read_service(json!({"spec": {"clusterIPs": [special]}}));
+        assert_eq!(service.unwrap().cluster_ips, ClusterIps::default());
+        assert_eq!(places(&problems), ["Service default/web spec.clusterIPs"]);
+    }
+}
+
+#[test]
+fn what_of_a_node_cannot_be_used_is_reported() {
+    let object = serde_json::from_value(json!({
+        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "a zone"}},
+        "spec": {"podCIDRs": ["10.244.1.0/24", "nonsense"]},
+        "status": {"addresses": [
+            {"type": "ExternalIP", "address": "198.51.100.1"},
+            {"type": "InternalIP", "address": "nonsense"},
+            {"type": "InternalIP", "address": "192.0.2.1"},
+            {"type": "Hostname", "address": "node-1"},
+        ]},
+    }));
+    let mut problems = Vec::new();
+    let info = k8s::node_info(&object.unwrap(), &mut problems);
+    assert_eq!(info.zone, None);
+    assert_eq!(info.pod_cidrs.len(), 1);
+    assert_eq!(
+        info.ips,
+        [[192, 0, 2, 1], [198, 51, 100, 1]].map(IpAddr::from)
+    );
+    assert_eq!(
+        places(&problems),
+        [
+            "Node node-1 label topology.kubernetes.io/zone",
+            "Node node-1 status.addresses",
+            "Node node-1 spec.podCIDRs"
+        ]
+    );
 }
 
 /// S-15
@@ -535,12 +681,15 @@ fn s26_s27_slice_ports() {
         {"name": "without"},
         {"name": "zero", "port": 0},
         {"name": "odd", "port": 4, "protocol": "DCCP"},
+        {"name": "large", "port": 65536},
     ]);
-    let slice = slice(json!({"ports": ports}));
+    let (slice, problems) = read_slice(json!({"ports": ports}));
+    assert_eq!(places(&problems), ["EndpointSlice default/web-1 ports"; 2]);
+    let slice = slice.unwrap();
     let ports: Vec<_> = slice
         .ports
         .iter()
-        .map(|port| (&*port.name, port.protocol, port.port.get()))
+        .map(|port| (port.name.as_str(), port.protocol, port.port.get()))
         .collect();
     assert_eq!(ports, [("", Protocol::Tcp, 1), ("udp", Protocol::Udp, 2)]);
     assert_eq!(self::slice(json!({"ports": null})).ports, [].into());
@@ -569,7 +718,15 @@ fn s18_s28_the_first_address_of_an_endpoint_counts() {
 #[test]
 fn s31_locality_is_the_exact_name_of_the_node() {
     let at = |node_name: Value| {
-        endpoints(json!([{"addresses": ["10.0.0.1"], "nodeName": node_name}]))[0].locality
+        let endpoint = json!({"addresses": ["10.0.0.1"], "nodeName": node_name});
+        match read_slice(json!({"endpoints": [endpoint]}))
+            .0
+            .unwrap()
+            .endpoints
+        {
+            SliceEndpoints::V4(endpoints) => endpoints[0].locality,
+            SliceEndpoints::V6(endpoints) => panic!("{endpoints:?} are of IPv6"),
+        }
     };
     assert_eq!(at(json!("node-1")), Locality::Local);
     assert_eq!(at(json!("Node-1")), Locality::Remote);

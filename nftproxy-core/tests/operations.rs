@@ -529,18 +529,18 @@ fn ports_that_are_alike_stop_nothing() {
 #[test]
 fn ports_are_told_apart_whatever_their_comments() {
     let mut lab = Lab::new((10, 3), web());
-    let longest = ServiceName::new(&"n".repeat(63), &"s".repeat(63));
+    let longest = ServiceName::new(&"n".repeat(63), &"s".repeat(63)).unwrap();
     assert_eq!(format!("{longest}:").len(), COMMENT_MAX_LEN);
     let ports = ["a 80/tcp", "b 81/tcp", "c 82/tcp"];
     let service = Service {
         name: longest.clone(),
-        ..mk_service("", "10.96.255.2", &ports)
+        ..mk_service("any", "10.96.255.2", &ports)
     };
     let slice = |endpoint: &str| EndpointSlice {
         service: longest.clone(),
         ..mk_slice::<V4>(
             "long",
-            "",
+            "any",
             &["a 8080/tcp", "b 8081/tcp", "c 8082/tcp"],
             &[endpoint],
         )

@@ -573,7 +573,7 @@ fn sampled_services_where_pods_are_told_by_address() {
 #[test]
 fn sampled_services_where_pods_are_told_by_interface() {
     let node = Node {
-        detect_local: DetectLocal::InterfaceNamePrefix("pod".into()),
+        detect_local: DetectLocal::InterfaceNamePrefix("pod".parse().unwrap()),
         masquerade_all: true,
         ..Node::default()
     };

@@ -25,8 +25,13 @@ pub(super) fn families(wanted: &[IpFamily]) -> (Vec<IpFamily>, Finding) {
     (vec![IpFamily::V4], finding)
 }
 
+/// This host's interfaces, or why they cannot be listed.
+pub(super) fn links() -> Result<Vec<Link>, String> {
+    host::links().map_err(|error| format!("the interfaces cannot be listed: {error}"))
+}
+
 /// Whether packets are passed on to endpoints on other hosts and in other network namespaces.
-pub(super) fn forwarding(families: &[IpFamily]) -> Vec<Finding> {
+pub(super) fn forwarding(families: &[IpFamily], links: &[Link]) -> Vec<Finding> {
     let judge = |family: &IpFamily| {
         let name = match family {
             IpFamily::V4 => "net.ipv4.ip_forward",
@@ -40,23 +45,55 @@ pub(super) fn forwarding(families: &[IpFamily]) -> Vec<Finding> {
                 ),
                 format!("set {name}=1"),
             ),
-            Some(_) => Finding::ok("forwarding", format!("{name} is on")),
+            Some(_) => forwarding_of_each(*family, name, links),
             None => Finding::note("forwarding", format!("{name} cannot be read")),
         }
     };
     families.iter().map(judge).collect()
 }
 
-/// Whether what crosses a bridge between two pods is translated back on its way.
-pub(super) fn bridges(settings: &Settings, families: &[IpFamily]) -> Vec<Finding> {
-    let links = match host::links() {
-        Ok(links) => links,
-        Err(error) => {
-            let message = format!("the interfaces cannot be listed: {error}");
-            return vec![Finding::note("bridge", message)];
-        }
+/// The same for what comes in by single interfaces, given that it is on for the host.
+fn forwarding_of_each(family: IpFamily, name: &str, links: &[Link]) -> Finding {
+    let version = match family {
+        IpFamily::V4 => "ipv4",
+        IpFamily::V6 => "ipv6",
     };
-    let bridges = bridges_with_pods(&links, &settings.detect_local);
+    let is_off = |link: &&Link| {
+        // A dot may be part of an interface's name, as it is of VLANs'.
+        let path = format!("/proc/sys/net/{version}/conf/{}/forwarding", link.name);
+        let is_port = link.master.is_some();
+        link.name != "lo" && !is_port && fs::read_to_string(path).is_ok_and(|on| on.trim() == "0")
+    };
+    let off: Vec<_> = links
+        .iter()
+        .filter(is_off)
+        .map(|link| &*link.name)
+        .collect();
+    if off.is_empty() {
+        return Finding::ok("forwarding", format!("{name} is on"));
+    }
+    Finding::warning(
+        "forwarding",
+        format!(
+            "{name} is on, and net.{version}.conf.INTERFACE.forwarding is 0 for {}: connections \
+             that come in there do not reach endpoints elsewhere",
+            off.join(", ")
+        ),
+        "set it to 1 for interfaces by which clients or pods come",
+    )
+}
+
+/// Whether what crosses a bridge between two pods is translated back on its way.
+pub(super) fn bridges(
+    links: &Result<Vec<Link>, String>,
+    settings: &Settings,
+    families: &[IpFamily],
+) -> Vec<Finding> {
+    let links = match links {
+        Ok(links) => links,
+        Err(error) => return vec![Finding::note("bridge", error.as_str())],
+    };
+    let bridges = bridges_with_pods(links, &settings.detect_local);
     if bridges.is_empty() {
         return vec![Finding::ok("bridge", "no pods are on a bridge")];
     }
@@ -88,7 +125,7 @@ pub(super) fn bridges(settings: &Settings, families: &[IpFamily]) -> Vec<Finding
 /// The bridges that have ports, and the one that pods are told by.
 fn bridges_with_pods(links: &[Link], detect_local: &DetectLocal) -> Vec<String> {
     let has_ports = |bridge: &Link| links.iter().any(|port| port.master == Some(bridge.index));
-    let is_pods = |bridge: &Link| matches!(detect_local, DetectLocal::BridgeInterface(name) if *name == bridge.name);
+    let is_pods = |bridge: &Link| matches!(detect_local, DetectLocal::BridgeInterface(name) if name.as_str() == bridge.name);
     links
         .iter()
         .filter(|link| link.kind == "bridge" && (has_ports(link) || is_pods(link)))
@@ -147,7 +184,7 @@ mod tests {
         ];
         let by_source = DetectLocal::NodeCidr;
         assert_eq!(bridges_with_pods(&links, &by_source), ["cni0"]);
-        let by_bridge = DetectLocal::BridgeInterface("docker0".into());
+        let by_bridge = DetectLocal::BridgeInterface("docker0".parse().unwrap());
         assert_eq!(bridges_with_pods(&links, &by_bridge), ["docker0", "cni0"]);
     }
 }

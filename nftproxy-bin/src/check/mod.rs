@@ -8,6 +8,7 @@ mod finding;
 mod host;
 mod modules;
 mod neighbours;
+mod routes;
 mod rules;
 
 use nftproxy_core::model::IpFamily;
@@ -45,11 +46,15 @@ pub(crate) fn surroundings(settings: &Settings, families: &[IpFamily]) -> Vec<Fi
         settings.cluster_cidrs.is_empty() || cidrs.any(|cidr| family_of(cidr) == **family)
     };
     let families: Vec<IpFamily> = families.iter().filter(has_pods).copied().collect();
-    let mut findings = host::forwarding(&families);
-    findings.extend(host::bridges(settings, &families));
+    let links = host::links();
+    let mut findings = host::forwarding(&families, links.as_deref().unwrap_or_default());
+    findings.extend(host::bridges(&links, settings, &families));
+    if families.contains(&IpFamily::V4) {
+        findings.push(routes::reverse_path());
+    }
     // Who may not ask has been told so.
     if !families.is_empty() {
-        findings.extend(neighbours::neighbours());
+        findings.extend(neighbours::neighbours(links.as_deref().unwrap_or_default()));
     }
     findings
 }

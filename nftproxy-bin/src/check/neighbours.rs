@@ -3,7 +3,9 @@
 use std::fs;
 
 use nftproxy_core::apply::netlink::{Neighbour, Netlink};
+use nftproxy_core::host::Link;
 use nftproxy_core::ruleset::Table;
+use nftproxy_core::ruleset::name::ChainName;
 use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
 
 use super::finding::Finding;
@@ -14,8 +16,12 @@ const KUBE_PROXY_CHAINS: [&str; 3] = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPO
 /// Its table in nftables mode.
 const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
-/// Looks at all tables of this network namespace.
-pub(super) fn neighbours() -> Vec<Finding> {
+const STOP_KUBE_PROXY: &str = "stop kube-proxy, and remove its rules with `kube-proxy --cleanup`";
+/// The interface that has all ClusterIPs in its ipvs mode.
+const KUBE_PROXY_INTERFACE: &str = "kube-ipvs0";
+
+/// Looks at all tables of this network namespace, and at its interfaces.
+pub(super) fn neighbours(links: &[Link]) -> Vec<Finding> {
     let tables = Netlink::open().and_then(|mut netlink| netlink.neighbours());
     let mut findings = match tables {
         Ok(tables) => judge(&tables),
@@ -24,6 +30,16 @@ pub(super) fn neighbours() -> Vec<Finding> {
             format!("others' tables cannot be listed: {}", chain(&error)),
         )],
     };
+    if links.iter().any(|link| link.name == KUBE_PROXY_INTERFACE) {
+        findings.push(Finding::warning(
+            "neighbours",
+            format!(
+                "there is an interface {KUBE_PROXY_INTERFACE}: kube-proxy in ipvs mode serves \
+                 Services as well, or has left its addresses"
+            ),
+            STOP_KUBE_PROXY,
+        ));
+    }
     // iptables-legacy keeps its rules where nobody else sees them.
     let legacy = ["ip", "ip6"].into_iter().filter(|family| {
         let path = format!("/proc/net/{family}_tables_names");
@@ -66,7 +82,21 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
                 format!(
                     "table {family} {name} has kube-proxy's rules, which serve Services as well"
                 ),
-                "stop kube-proxy, and remove its rules with `kube-proxy --cleanup`",
+                STOP_KUBE_PROXY,
+            ));
+            continue;
+        }
+        if is_nftproxy(chains) {
+            findings.push(Finding::warning(
+                "neighbours",
+                format!(
+                    "table {family} {name} has the rules of another nftproxy, which may serve the \
+                     same Services"
+                ),
+                format!(
+                    "unless it is meant to be, stop it, and remove its rules with `nft delete \
+                     table {family} {name}`"
+                ),
             ));
             continue;
         }
@@ -92,6 +122,19 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether a table has the chains that every version of ours has.
+fn is_nftproxy(chains: &[String]) -> bool {
+    let ours = [
+        ChainName::Services,
+        ChainName::NodePorts,
+        ChainName::Prerouting,
+        ChainName::Output,
+        ChainName::Postrouting,
+    ];
+    ours.iter()
+        .all(|ours| chains.iter().any(|chain| *chain == ours.to_string()))
 }
 
 #[cfg(test)]
@@ -125,6 +168,20 @@ mod tests {
         assert_eq!(levels(table("ip6", "nat", &iptables)), [Level::Warning]);
         assert_eq!(levels(table("ip", "nftproxy", &["services"])), []);
         assert_eq!(levels(table("ip", "nat", &["PREROUTING"])), []);
+    }
+
+    #[test]
+    fn other_instances_are_told_of() {
+        let chains = [
+            "services",
+            "node-ports",
+            "prerouting",
+            "output",
+            "postrouting",
+        ];
+        assert_eq!(levels(table("ip", "my-cni", &chains)), [Level::Warning]);
+        assert_eq!(levels(table("ip", "nftproxy", &chains)), []);
+        assert_eq!(levels(table("ip", "filter", &chains[2..])), []);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::source::manifests::Source;
 
 /// Renders the manifests.
 pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> {
-    let converter = Converter::new(
+    let mut converter = Converter::new(
         &super::node_name(settings)?,
         settings.feature_gates.allow_service_external_ips,
     );

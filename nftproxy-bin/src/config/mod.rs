@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nftproxy_core::model::InterfaceName;
 
 pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
@@ -85,8 +86,8 @@ pub(crate) enum DetectLocal {
     ClusterCidr(Vec<IpNet>),
     /// By source address, within the pod networks of the Node object.
     NodeCidr,
-    BridgeInterface(String),
-    InterfaceNamePrefix(String),
+    BridgeInterface(InterfaceName),
+    InterfaceNamePrefix(InterfaceName),
 }
 
 /// Which local addresses accept NodePort traffic.

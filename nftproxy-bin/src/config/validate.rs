@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use nftproxy_core::model::InterfaceName;
 use serde_json::Value;
 
 use super::accept::accept;
@@ -232,26 +233,18 @@ impl Checks {
     }
 
     fn detect_local(&mut self, config: &KubeProxyConfiguration) -> DetectLocal {
-        let mut interface = |path: &str, name: &str| {
-            self.require(
-                path,
-                name,
-                !name.is_empty(),
-                "must not be empty in this detectLocalMode",
-            );
-            name.to_owned()
-        };
         let given = &config.detect_local;
         match config.detect_local_mode.as_str() {
             "NodeCIDR" => DetectLocal::NodeCidr,
-            "BridgeInterface" => DetectLocal::BridgeInterface(interface(
-                "detectLocal.bridgeInterface",
-                &given.bridge_interface,
-            )),
-            "InterfaceNamePrefix" => DetectLocal::InterfaceNamePrefix(interface(
-                "detectLocal.interfaceNamePrefix",
-                &given.interface_name_prefix,
-            )),
+            "BridgeInterface" => self
+                .interface("detectLocal.bridgeInterface", &given.bridge_interface)
+                .map_or(DetectLocal::NodeCidr, DetectLocal::BridgeInterface),
+            "InterfaceNamePrefix" => self
+                .interface(
+                    "detectLocal.interfaceNamePrefix",
+                    &given.interface_name_prefix,
+                )
+                .map_or(DetectLocal::NodeCidr, DetectLocal::InterfaceNamePrefix),
             "ClusterCIDR" => {
                 let cidrs = cluster_cidrs(&config.cluster_cidr);
                 let cidrs = self.parsed("clusterCIDR", &config.cluster_cidr, cidrs, Vec::new());
@@ -264,6 +257,17 @@ impl Checks {
                 DetectLocal::NodeCidr
             }
         }
+    }
+
+    fn interface(&mut self, path: &str, name: &str) -> Option<InterfaceName> {
+        let checked = InterfaceName::new(name);
+        let reason = match &checked {
+            Ok(_) => return checked.ok(),
+            Err(_) if name.is_empty() => "must not be empty in this detectLocalMode".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.fail(path, name, reason);
+        None
     }
 
     fn node_port_addresses(&mut self, values: &[String]) -> NodePortAddresses {
@@ -547,6 +551,36 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
     }
 
     #[test]
+    fn o_45_o_46_interface_names_that_cannot_be_are_refused() {
+        for (mode, field) in [
+            ("BridgeInterface", "bridgeInterface"),
+            ("InterfaceNamePrefix", "interfaceNamePrefix"),
+        ] {
+            let with = |name| format!("detectLocalMode: {mode}\ndetectLocal: {{{field}: {name}}}");
+            for name in [
+                "1234567890123456",
+                "cni0/1",
+                "'a b'",
+                "'a\"b'",
+                "'pod*'",
+                "a:b",
+                "'..'",
+            ] {
+                let errors = check(&with(name)).unwrap_err();
+                let [error] = &*errors else {
+                    panic!("{errors:?}")
+                };
+                let path = format!("KubeProxyConfiguration.detectLocal.{field}: ");
+                assert!(error.starts_with(&path), "{error}");
+                assert!(error.contains("1 to 15 bytes"), "{error}");
+            }
+            for name in ["cni0", "eth0.100", "123456789012345x"] {
+                assert_eq!(check(&with(name)).is_ok(), name.len() <= 15, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn o_33_a_refused_mode_says_what_to_set() {
         for mode in ["iptables", "ipvs"] {
             let errors = check(&format!("mode: {mode}")).unwrap_err();
@@ -592,11 +626,11 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
             ),
             (
                 "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}",
-                DetectLocal::BridgeInterface("cni0".to_owned()),
+                DetectLocal::BridgeInterface(InterfaceName::new("cni0").unwrap()),
             ),
             (
                 "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: veth}",
-                DetectLocal::InterfaceNamePrefix("veth".to_owned()),
+                DetectLocal::InterfaceNamePrefix(InterfaceName::new("veth").unwrap()),
             ),
         ];
         for (fields, expected) in cases {

@@ -299,7 +299,7 @@ mod tests {
                 family: self.family,
                 addresses: addresses.iter().copied().collect(),
                 changed: changed
-                    .map(|(name, wanted)| (ServiceName::new("ns", name), *wanted))
+                    .map(|(name, wanted)| (ServiceName::new("ns", name).unwrap(), *wanted))
                     .collect(),
             })
             .await;
@@ -384,7 +384,7 @@ mod tests {
     async fn the_status_is_good_with_endpoints_and_a_healthy_proxy() {
         let health = Health::new(SYNC_PERIOD);
         let answer = |n: usize| Answer {
-            service: ServiceName::new("ns", "web"),
+            service: ServiceName::new("ns", "web").unwrap(),
             n_local_endpoints: n.into(),
             health: health.clone(),
         };

@@ -301,7 +301,7 @@ mod tests {
         fixture.complete_lists().await;
         sleep(Duration::from_secs(5)).await;
         assert_eq!(fixture.checks.try_recv().unwrap().changed, []);
-        let name = ServiceName::new("test", "web");
+        let name = ServiceName::new("test", "web").unwrap();
         fixture
             .send(engine::Event::ServiceApplied(Service::new(name.clone())))
             .await;

@@ -1,6 +1,7 @@
 //! From Kubernetes objects to events, whether they come from an API server or from files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -8,34 +9,100 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use nftproxy_core::engine;
 use nftproxy_core::k8s::{self, Problem};
-use nftproxy_core::model::{ServiceName, SliceName};
-use tracing::warn;
+use nftproxy_core::model::{NameError, ServiceName, SliceName, check_subdomain};
+use tracing::{info, warn};
 
 use super::Event;
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {
     /// What tells objects of the kind apart.
-    type Name: Ord;
+    type Name: Ord + Clone;
 
-    /// The object's name.
-    fn name(&self, object: &K) -> Self::Name;
-    /// What it means that the object is there. Problems are noted by the caller.
-    fn applied(&self, object: &K, problems: &mut Vec<Problem>) -> Event;
+    /// The kind, as objects have it.
+    const KIND: &'static str;
+
+    /// The object's metadata.
+    fn metadata(object: &K) -> &ObjectMeta;
+    /// The object's name, unless the API server would not have it.
+    fn name(&self, object: &K) -> Result<Self::Name, NameError>;
+    /// What it means that the object of this name is there. Problems are noted by the caller.
+    fn applied(&self, name: Self::Name, object: &K, problems: &mut Vec<Problem>) -> Event;
     /// What it means that it is gone.
     fn deleted(&self, name: Self::Name) -> Event;
     /// What it means that there are just these.
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event;
 }
 
-/// Converts an object and reports what of it could not be used.
-pub(crate) fn applied<K>(convert: &impl Convert<K>, object: &K) -> Event {
-    let mut problems = Vec::new();
-    let event = convert.applied(object, &mut problems);
-    for Problem { object, message } in problems {
-        warn!(object, "{message}");
+/// Converts the objects of a kind, and says once what of an object could not be used, however often
+/// the object comes, and once that it can be.
+pub(crate) struct Objects<K, C: Convert<K>> {
+    convert: C,
+    /// What is wrong with objects, of those that have a name.
+    wrong: BTreeMap<C::Name, BTreeSet<String>>,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K, C: Convert<K>> Objects<K, C> {
+    pub(crate) fn new(convert: C) -> Self {
+        Self {
+            convert,
+            wrong: BTreeMap::new(),
+            kind: PhantomData,
+        }
     }
-    event
+
+    /// The object's name; `None` if the API server would not have it.
+    pub(crate) fn name(&self, object: &K) -> Option<C::Name> {
+        self.convert.name(object).ok()
+    }
+
+    /// The event that an object is there; `None` if it has no name that it could have.
+    pub(crate) fn applied(&mut self, object: &K) -> Option<Event> {
+        let label = || k8s::describe(C::KIND, C::metadata(object));
+        let name = match self.convert.name(object) {
+            Ok(name) => name,
+            Err(error) => {
+                warn!(
+                    object = label(),
+                    "metadata: {error}; the object is left out"
+                );
+                return None;
+            }
+        };
+        let mut problems = Vec::new();
+        let event = self.convert.applied(name.clone(), object, &mut problems);
+        if !(problems.is_empty() && self.wrong.is_empty()) {
+            let problems = problems.into_iter().map(|problem| problem.message);
+            self.note(name, &label(), problems.collect());
+        }
+        Some(event)
+    }
+
+    fn note(&mut self, name: C::Name, label: &str, problems: BTreeSet<String>) {
+        let known = self.wrong.remove(&name).unwrap_or_default();
+        for message in problems.difference(&known) {
+            warn!(object = label, "{message}");
+        }
+        for message in known.difference(&problems) {
+            info!(object = label, "no longer: {message}");
+        }
+        if !problems.is_empty() {
+            self.wrong.insert(name, problems);
+        }
+    }
+
+    /// The event that an object is gone.
+    pub(crate) fn deleted(&mut self, name: C::Name) -> Event {
+        self.wrong.remove(&name);
+        self.convert.deleted(name)
+    }
+
+    /// The event that there are just these objects.
+    pub(crate) fn listed(&mut self, names: BTreeSet<C::Name>) -> Event {
+        self.wrong.retain(|name, _| names.contains(name));
+        self.convert.listed(names)
+    }
 }
 
 /// Conversion of Services.
@@ -47,11 +114,22 @@ pub(crate) struct Services {
 impl Convert<core::Service> for Services {
     type Name = ServiceName;
 
-    fn name(&self, object: &core::Service) -> Self::Name {
+    const KIND: &'static str = "Service";
+
+    fn metadata(object: &core::Service) -> &ObjectMeta {
+        &object.metadata
+    }
+
+    fn name(&self, object: &core::Service) -> Result<ServiceName, NameError> {
         k8s::service_name(object)
     }
 
-    fn applied(&self, object: &core::Service, problems: &mut Vec<Problem>) -> Event {
+    fn applied(
+        &self,
+        name: ServiceName,
+        object: &core::Service,
+        problems: &mut Vec<Problem>,
+    ) -> Event {
         match k8s::service(object, problems) {
             Some(mut service) => {
                 if !self.allow_external_ips {
@@ -59,7 +137,7 @@ impl Convert<core::Service> for Services {
                 }
                 engine::Event::ServiceApplied(service).into()
             }
-            None => engine::Event::ServiceDeleted(k8s::service_name(object)).into(),
+            None => engine::Event::ServiceDeleted(name).into(),
         }
     }
 
@@ -81,14 +159,25 @@ pub(crate) struct Slices {
 impl Convert<EndpointSlice> for Slices {
     type Name = SliceName;
 
-    fn name(&self, object: &EndpointSlice) -> Self::Name {
+    const KIND: &'static str = "EndpointSlice";
+
+    fn metadata(object: &EndpointSlice) -> &ObjectMeta {
+        &object.metadata
+    }
+
+    fn name(&self, object: &EndpointSlice) -> Result<SliceName, NameError> {
         k8s::slice_name(object)
     }
 
-    fn applied(&self, object: &EndpointSlice, problems: &mut Vec<Problem>) -> Event {
+    fn applied(
+        &self,
+        name: SliceName,
+        object: &EndpointSlice,
+        problems: &mut Vec<Problem>,
+    ) -> Event {
         match k8s::endpoint_slice(object, &self.node_name, problems) {
             Some(slice) => engine::Event::SliceApplied(slice).into(),
-            None => engine::Event::SliceDeleted(k8s::slice_name(object)).into(),
+            None => engine::Event::SliceDeleted(name).into(),
         }
     }
 
@@ -101,8 +190,11 @@ impl Convert<EndpointSlice> for Slices {
     }
 }
 
-fn name(metadata: &ObjectMeta) -> String {
-    metadata.name.clone().unwrap_or_default()
+/// The name of an object that is in no namespace.
+fn subdomain(metadata: &ObjectMeta) -> Result<String, NameError> {
+    let name = metadata.name.as_deref().unwrap_or_default();
+    check_subdomain(name)?;
+    Ok(name.to_owned())
 }
 
 /// Conversion of ServiceCIDRs.
@@ -111,16 +203,18 @@ pub(crate) struct ServiceCidrs;
 impl Convert<ServiceCIDR> for ServiceCidrs {
     type Name = String;
 
-    fn name(&self, object: &ServiceCIDR) -> String {
-        name(&object.metadata)
+    const KIND: &'static str = "ServiceCIDR";
+
+    fn metadata(object: &ServiceCIDR) -> &ObjectMeta {
+        &object.metadata
     }
 
-    fn applied(&self, object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Event {
-        engine::Event::ServiceCidrApplied(
-            name(&object.metadata),
-            k8s::service_cidrs(object, problems),
-        )
-        .into()
+    fn name(&self, object: &ServiceCIDR) -> Result<String, NameError> {
+        subdomain(&object.metadata)
+    }
+
+    fn applied(&self, name: String, object: &ServiceCIDR, problems: &mut Vec<Problem>) -> Event {
+        engine::Event::ServiceCidrApplied(name, k8s::service_cidrs(object, problems)).into()
     }
 
     fn deleted(&self, name: String) -> Event {
@@ -138,12 +232,18 @@ pub(crate) struct Nodes;
 impl Convert<core::Node> for Nodes {
     type Name = String;
 
-    fn name(&self, object: &core::Node) -> String {
-        name(&object.metadata)
+    const KIND: &'static str = "Node";
+
+    fn metadata(object: &core::Node) -> &ObjectMeta {
+        &object.metadata
     }
 
-    fn applied(&self, object: &core::Node, _: &mut Vec<Problem>) -> Event {
-        Event::NodeApplied(k8s::node_info(object))
+    fn name(&self, object: &core::Node) -> Result<String, NameError> {
+        subdomain(&object.metadata)
+    }
+
+    fn applied(&self, _: String, object: &core::Node, problems: &mut Vec<Problem>) -> Event {
+        Event::NodeApplied(k8s::node_info(object, problems))
     }
 
     fn deleted(&self, _: String) -> Event {
@@ -176,8 +276,8 @@ mod tests {
         }))
         .unwrap();
         for (allow_external_ips, expected) in [(true, 1), (false, 0)] {
-            let event = applied(&Services { allow_external_ips }, &object);
-            let Event::Cluster(engine::Event::ServiceApplied(service)) = event else {
+            let event = Objects::new(Services { allow_external_ips }).applied(&object);
+            let Some(Event::Cluster(engine::Event::ServiceApplied(service))) = event else {
                 panic!("{event:?}")
             };
             assert_eq!(service.external_ips.len(), expected);

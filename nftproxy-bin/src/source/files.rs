@@ -2,59 +2,71 @@
 
 use std::collections::BTreeSet;
 
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::Event;
-use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
+use super::convert::{Nodes, Objects, ServiceCidrs, Services, Slices};
 use super::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
 use nftproxy_core::engine;
 use nftproxy_core::model::{ServiceName, SliceName};
 
 /// Turns what a source says into events, for the node of this name.
 pub(crate) struct Converter {
-    services: Services,
-    slices: Slices,
+    services: Objects<Service, Services>,
+    slices: Objects<EndpointSlice, Slices>,
+    service_cidrs: Objects<ServiceCIDR, ServiceCidrs>,
+    nodes: Objects<Node, Nodes>,
     node_name: String,
 }
 
 impl Converter {
     pub(crate) fn new(node_name: &str, allow_external_ips: bool) -> Self {
         Self {
-            services: Services { allow_external_ips },
-            slices: Slices {
+            services: Objects::new(Services { allow_external_ips }),
+            slices: Objects::new(Slices {
                 node_name: node_name.to_owned(),
-            },
+            }),
+            service_cidrs: Objects::new(ServiceCidrs),
+            nodes: Objects::new(Nodes),
             node_name: node_name.to_owned(),
         }
     }
 
-    /// The event that a change amounts to; `None` for a Node that is not this one.
-    pub(crate) fn event(&self, change: Change) -> Option<Event> {
-        Some(match change {
-            Change::Apply(Object::Service(object)) => applied(&self.services, &*object),
-            Change::Apply(Object::EndpointSlice(object)) => applied(&self.slices, &*object),
-            Change::Apply(Object::ServiceCidr(object)) => applied(&ServiceCidrs, &*object),
-            Change::Apply(Object::Node(object)) => self
-                .is_this_node(Nodes.name(&object))
-                .then(|| applied(&Nodes, &*object))?,
-            Change::Delete(ObjectKey {
-                kind,
-                namespace,
-                name,
-            }) => match kind {
-                ObjectKind::Service => self.services.deleted(ServiceName::new(&namespace, &name)),
-                ObjectKind::EndpointSlice => self.slices.deleted(SliceName::new(&namespace, &name)),
-                ObjectKind::ServiceCidr => ServiceCidrs.deleted(name),
-                ObjectKind::Node => self
-                    .is_this_node(name.clone())
-                    .then(|| Nodes.deleted(name))?,
-            },
-        })
+    /// The event that a change amounts to; `None` for a Node that is not this one, and for objects
+    /// whose names the API server would not have.
+    pub(crate) fn event(&mut self, change: Change) -> Option<Event> {
+        match change {
+            Change::Apply(Object::Service(object)) => self.services.applied(&object),
+            Change::Apply(Object::EndpointSlice(object)) => self.slices.applied(&object),
+            Change::Apply(Object::ServiceCidr(object)) => self.service_cidrs.applied(&object),
+            Change::Apply(Object::Node(object)) => {
+                let name = object.metadata.name.as_deref();
+                (name == Some(&self.node_name)).then(|| self.nodes.applied(&object))?
+            }
+            Change::Delete(key) => self.deleted(key),
+        }
     }
 
-    fn is_this_node(&self, name: String) -> bool {
-        name == self.node_name
+    fn deleted(&mut self, key: ObjectKey) -> Option<Event> {
+        let ObjectKey {
+            kind,
+            namespace,
+            name,
+        } = key;
+        Some(match kind {
+            ObjectKind::Service => self
+                .services
+                .deleted(ServiceName::new(&namespace, &name).ok()?),
+            ObjectKind::EndpointSlice => {
+                self.slices.deleted(SliceName::new(&namespace, &name).ok()?)
+            }
+            ObjectKind::ServiceCidr => self.service_cidrs.deleted(name),
+            ObjectKind::Node => (name == self.node_name).then(|| self.nodes.deleted(name))?,
+        })
     }
 }
 
@@ -62,7 +74,7 @@ impl Converter {
 pub(crate) async fn follow(
     mut source: Source,
     mut watcher: Watcher,
-    converter: Converter,
+    mut converter: Converter,
     events: Sender<Event>,
 ) {
     let mut update = source.load();

@@ -11,7 +11,7 @@ use std::num::NonZeroU16;
 use nftproxy_core::compile::{Changes, Compilation, Seeds, compile};
 use nftproxy_core::diff::{Delta, Observed, diff};
 use nftproxy_core::model::{
-    ClusterIps, Endpoint, EndpointSlice, Locality, Node, Protocol, Service, ServiceName,
+    ClusterIps, Endpoint, EndpointSlice, Locality, Node, PortName, Protocol, Service, ServiceName,
     ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
@@ -77,10 +77,11 @@ impl Cluster {
             _ => others + index,
         });
         self.state.apply_slice(EndpointSlice {
-            name: SliceName::new("bench", &format!("service-{number}-1")),
+            name: SliceName::new("bench", &format!("service-{number}-1"))
+                .expect("it is a legal name"),
             service: service_name(number),
             ports: Box::new([SlicePort {
-                name: "http".into(),
+                name: PortName::new("http").expect("it is a legal name"),
                 protocol: Protocol::Tcp,
                 port: ENDPOINT_PORT,
             }]),
@@ -98,7 +99,7 @@ pub(crate) fn observed(ruleset: FamilyRuleset<V4>) -> Observed<V4> {
 }
 
 fn service_name(number: u32) -> ServiceName {
-    ServiceName::new("bench", &format!("service-{number}"))
+    ServiceName::new("bench", &format!("service-{number}")).expect("it is a legal name")
 }
 
 fn service(number: u32) -> Service {
@@ -108,7 +109,7 @@ fn service(number: u32) -> Service {
             v6: None,
         },
         ports: Box::new([ServicePort {
-            name: "http".into(),
+            name: PortName::new("http").expect("it is a legal name"),
             protocol: Protocol::Tcp,
             port: SERVICE_PORT,
             node_port: None,

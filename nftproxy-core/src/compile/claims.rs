@@ -3,10 +3,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
-use std::sync::Arc;
 
 use super::port;
 use crate::model::{Family, Protocol, Service, ServiceName};
+use crate::ruleset::Comment;
 use crate::ruleset::element::Destination;
 
 /// A Service port's claim to a destination. The smallest claim wins: a ClusterIP before other
@@ -20,7 +20,7 @@ pub struct Claim {
     /// The Service.
     pub service: ServiceName,
     /// `namespace/name:port`, cut to what a comment can hold.
-    pub port: Arc<str>,
+    pub port: Comment,
 }
 
 /// By which field an address or port belongs to a Service; the order is that of precedence.
@@ -38,7 +38,7 @@ pub enum ClaimKind {
 /// # use nftproxy_core::compile::{Claims, claims_of};
 /// # use nftproxy_core::model::{Protocol, Service, ServiceName, ServicePort, V4};
 /// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
-/// # let at = |name| Service::at(ServiceName::new("shop", name), [10, 96, 0, 1].into(), [port.clone()]);
+/// # let at = |name| Service::at(ServiceName::new("shop", name).unwrap(), [10, 96, 0, 1].into(), [port.clone()]);
 /// let mut claims = Claims::<V4>::default();
 /// // Two Services at one address; both are as old, so the name decides.
 /// for service in [at("web"), at("api")] {
@@ -101,6 +101,15 @@ impl<F: Family> Claims<F> {
                 Some(service)
             }
         }
+    }
+
+    /// The Services that would have the destination if it were not another's.
+    pub(super) fn losers(
+        &self,
+        destination: &Destination<F>,
+    ) -> impl Iterator<Item = &ServiceName> {
+        let losers = self.losers.get(destination);
+        losers.into_iter().flatten().map(|claim| &claim.service)
     }
 
     /// The Services that own an address at one of these ports.

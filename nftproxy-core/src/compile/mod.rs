@@ -18,7 +18,6 @@ mod usable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::Arc;
 
 use crate::model::{
     EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Protocol, Service,
@@ -26,7 +25,7 @@ use crate::model::{
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
-use crate::ruleset::{FamilyRuleset, Skeleton};
+use crate::ruleset::{Comment, FamilyRuleset, Skeleton};
 use affinity::forgets;
 use counted::Counted;
 use port::PortRules;
@@ -57,7 +56,7 @@ pub struct Compiled {
 /// # use nftproxy_core::compile::compile;
 /// # use nftproxy_core::model::{Node, Protocol, Service, ServiceName, ServicePort, State};
 /// # use nftproxy_core::render;
-/// # let name = ServiceName::new("shop", "api");
+/// # let name = ServiceName::new("shop", "api").unwrap();
 /// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
 /// let mut state = State::default();
 /// state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));
@@ -311,7 +310,8 @@ impl<F: Family> Compilation<F> {
     }
 
     /// Brings a Service's claims up to date. Adds the Services that win or lose by it to
-    /// `affected`, and its NodePorts of before and after to `node_ports`.
+    /// `affected`, with those that now lose to another one than before, and its NodePorts of before
+    /// and after to `node_ports`.
     fn update_claims(
         &mut self,
         name: &ServiceName,
@@ -332,8 +332,10 @@ impl<F: Family> Compilation<F> {
                 .binary_search_by(|(other, _)| other.cmp(destination))
                 .map(|at| &claims[at].1)
                 != Ok(claim)
+                && let Some(heir) = self.claims.remove(destination, claim)
             {
-                affected.extend(self.claims.remove(destination, claim));
+                affected.insert(heir);
+                affected.extend(self.claims.losers(destination).cloned());
             }
         }
         for (destination, claim) in claims {
@@ -341,8 +343,10 @@ impl<F: Family> Compilation<F> {
                 .binary_search_by(|(other, _)| other.cmp(&destination))
                 .map(|at| &old[at].1)
                 != Ok(&claim)
+                && let Some(displaced) = self.claims.add(destination, claim)
             {
-                affected.extend(self.claims.add(destination, claim));
+                affected.insert(displaced);
+                affected.extend(self.claims.losers(&destination).cloned());
             }
         }
     }
@@ -409,7 +413,7 @@ impl<F: Family> Compilation<F> {
             routes.retain(|route| {
                 let loser = || ServicePortName {
                     service: name.clone(),
-                    port: port.name.clone(),
+                    port: port.name.as_str().into(),
                 };
                 let winner = match self.claims.owner(&route.destination) {
                     Some(owner) if owner.service != *name || owner.port != comment => {
@@ -481,7 +485,7 @@ impl<F: Family> Compilation<F> {
         &self,
         source: &Source<'_>,
         port: &ServicePort,
-        comment: Arc<str>,
+        comment: Comment,
         mut routes: Vec<port::Route<F>>,
         old: Option<&PortRules<F>>,
         seeds: &Seeds<F>,

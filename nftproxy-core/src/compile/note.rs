@@ -41,6 +41,25 @@ impl Note {
         }
     }
 
+    /// What is left out where, whatever the reason is by now: notes with the same subject say the
+    /// same to whoever has read one of them.
+    pub(crate) fn subject(&self) -> Subject<'_> {
+        match self {
+            Self::Conflict {
+                loser,
+                winner: _,
+                destination,
+            } => Subject::Destination(loser, destination),
+            Self::Refused {
+                service_port: _,
+                set,
+                element,
+                errno: _,
+                kernel_message: _,
+            } => Subject::Element(*set, element),
+        }
+    }
+
     /// One word for the kind of note, for labels of metrics and reasons of Events.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -48,6 +67,13 @@ impl Note {
             Self::Refused { .. } => "Refused",
         }
     }
+}
+
+/// What a [`Note`] is about.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Subject<'a> {
+    Destination(&'a ServicePortName, &'a ServiceAddress),
+    Element(SetName, &'a str),
 }
 
 impl fmt::Display for Note {

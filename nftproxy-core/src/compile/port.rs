@@ -2,15 +2,15 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::ClaimKind;
 use crate::model::{EndpointAddress, Family, Node, Service, ServicePort, TrafficPolicy};
+use crate::ruleset::Comment;
 use crate::ruleset::element::{Destination, Element, Role};
 use crate::ruleset::expr::Verdict;
-use crate::ruleset::name::{COMMENT_MAX_LEN, ChainName, Pick, SlotMap};
+use crate::ruleset::name::{ChainName, Pick, SlotMap};
 
 /// A destination of a Service port, and what decides over connections to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub(super) struct Route<F: Family> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PortRules<F: Family> {
     /// `namespace/name:port`, cut to what a comment can hold.
-    pub(super) comment: Arc<str>,
+    pub(super) comment: Comment,
     /// The destinations, without those that another Service port has taken.
     pub(super) routes: Box<[Route<F>]>,
     /// Slots for policy `Cluster`; none if no endpoint can serve.
@@ -56,18 +56,12 @@ pub(super) struct SlotTable<'a, F: Family> {
 }
 
 /// The comment for a port's elements: `namespace/name:port`, or `namespace/name` if it is unnamed.
-pub(super) fn comment(service: &Service, port: &ServicePort) -> Arc<str> {
-    let mut text = service.name.as_str().to_owned();
-    if !port.name.is_empty() {
-        text.push(':');
-        text.push_str(&port.name);
+pub(super) fn comment(service: &Service, port: &ServicePort) -> Comment {
+    let service = service.name.as_str();
+    if port.name.is_empty() {
+        return Comment::new(service);
     }
-    // Legal names reach 191 bytes, and are ASCII; anything else is cut at a character's start.
-    let end = (0..=COMMENT_MAX_LEN.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
-    text.truncate(end.unwrap_or_default());
-    text.into()
+    Comment::new(&format!("{service}:{}", port.name))
 }
 
 /// The destinations of a port, in order of precedence, each once.

@@ -1,12 +1,11 @@
 //! What others may ask of a compilation: whose a destination is, and what an endpoint is to it.
 
-use std::sync::Arc;
-
 use super::usable::candidates;
 use super::{Compilation, port};
 use crate::model::{
     EndpointAddress, Family, Service, ServiceName, ServicePort, ServicePortName, State,
 };
+use crate::ruleset::Comment;
 use crate::ruleset::element::{Destination, Element, Key};
 
 /// What an endpoint is to a destination.
@@ -78,23 +77,26 @@ impl<F: Family> Compilation<F> {
 pub(super) fn service_port_name(
     state: &State,
     service: &ServiceName,
-    comment: &Arc<str>,
+    comment: &Comment,
 ) -> ServicePortName {
     let known = state.service(service);
     let port = known.and_then(|service| port_of_comment(service, comment));
     let cut = || {
-        let rest = comment.strip_prefix(service.as_str()).unwrap_or_default();
+        let rest = comment
+            .as_str()
+            .strip_prefix(service.as_str())
+            .unwrap_or_default();
         rest.strip_prefix(':').unwrap_or_default()
     };
     ServicePortName {
         service: service.clone(),
-        port: port.map_or_else(|| cut().into(), |port| port.name.clone()),
+        port: port.map_or_else(|| cut().into(), |port| port.name.as_str().into()),
     }
 }
 
 pub(super) fn port_of_comment<'a>(
     service: &'a Service,
-    comment: &Arc<str>,
+    comment: &Comment,
 ) -> Option<&'a ServicePort> {
     service
         .ports

@@ -75,9 +75,9 @@ impl<F: Family> Candidate<'_, F> {
 /// ```
 /// # use nftproxy_core::compile::usable;
 /// # use nftproxy_core::model::{Service, ServiceName, ServicePort, Protocol, V4};
-/// # let service = Service::new(ServiceName::new("shop", "api"));
+/// # let service = Service::new(ServiceName::new("shop", "api").unwrap());
 /// # let port = ServicePort {
-/// #     name: "".into(),
+/// #     name: Default::default(),
 /// #     protocol: Protocol::Tcp,
 /// #     port: 80.try_into()?,
 /// #     node_port: None,

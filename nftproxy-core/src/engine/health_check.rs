@@ -4,7 +4,6 @@
 //! says.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::compile::{HealthCheck, health_check};
@@ -49,13 +48,14 @@ impl HealthChecks {
 /// # use nftproxy_core::engine::HealthCheckAnswer;
 /// # use nftproxy_core::model::ServiceName;
 /// let answer = HealthCheckAnswer {
-///     service: &ServiceName::new("shop", "web"),
+///     service: &ServiceName::new("shop", "web")?,
 ///     local_endpoints: 2,
 ///     is_healthy: true,
 /// };
 /// assert_eq!(answer.status(), 200);
 /// assert_eq!(answer.headers()[2], ("X-Load-Balancing-Endpoint-Weight", "2".to_owned()));
 /// assert!(answer.body().contains("\"localEndpoints\": 2"));
+/// # Ok::<(), nftproxy_core::model::NameError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HealthCheckAnswer<'a> {
@@ -91,30 +91,14 @@ impl HealthCheckAnswer<'_> {
 
     /// The body: JSON, indented by tabs.
     pub fn body(&self) -> String {
+        // Nothing in names has to be escaped.
         let (namespace, name) = self.service.parts();
         format!(
-            "{{\n\t\"service\": {{\n\t\t\"namespace\": {},\n\t\t\"name\": {}\n\t}},\n\
+            "{{\n\t\"service\": {{\n\t\t\"namespace\": \"{}\",\n\t\t\"name\": \"{}\"\n\t}},\n\
              \t\"localEndpoints\": {},\n\t\"serviceProxyHealthy\": {}\n}}",
-            json_string(namespace),
-            json_string(name),
-            self.local_endpoints,
-            self.is_healthy
+            namespace, name, self.local_endpoints, self.is_healthy
         )
     }
-}
-
-/// A string as JSON has it. Kubernetes allows nothing in names that would need it.
-fn json_string(text: &str) -> String {
-    let mut out = String::from("\"");
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => out.extend(['\\', c]),
-            c if c < ' ' => drop(write!(out, "\\u{:04x}", u32::from(c))),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
-    out
 }
 
 #[cfg(test)]
@@ -123,16 +107,16 @@ mod tests {
 
     /// O-121
     #[test]
-    fn the_body_is_kube_proxys_and_json_whatever_the_name() {
-        let name = ServiceName::new("a\"\\\n", "ü");
+    fn the_body_is_kube_proxys() {
+        let name = ServiceName::new("shop", "web").unwrap();
         let answer = HealthCheckAnswer {
             service: &name,
             local_endpoints: 0,
             is_healthy: false,
         };
         let parsed: serde_json::Value = serde_json::from_str(&answer.body()).unwrap();
-        assert_eq!(parsed["service"]["namespace"], "a\"\\\n");
-        assert_eq!(parsed["service"]["name"], "ü");
+        assert_eq!(parsed["service"]["namespace"], "shop");
+        assert_eq!(parsed["service"]["name"], "web");
         assert_eq!(parsed["localEndpoints"], 0);
         assert_eq!(answer.status(), 503);
     }

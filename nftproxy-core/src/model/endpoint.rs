@@ -4,6 +4,7 @@ use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use super::name::{NameError, PortName, check_label, check_subdomain};
 use super::{Family, Protocol, ServiceName, V4, V6};
 
 /// `namespace/name` of an EndpointSlice. Cheap to clone; ordered by its text.
@@ -12,8 +13,14 @@ pub struct SliceName(Arc<str>);
 
 impl SliceName {
     /// Joins namespace and name.
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self(format!("{namespace}/{name}").into())
+    ///
+    /// # Errors
+    ///
+    /// If the namespace is not a DNS label, or the name not a DNS subdomain of up to 253 bytes.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        check_label(namespace)?;
+        check_subdomain(name)?;
+        Ok(Self(format!("{namespace}/{name}").into()))
     }
 
     /// `namespace/name`.
@@ -54,12 +61,12 @@ impl EndpointSlice {
     /// # use nftproxy_core::model::{Endpoint, EndpointSlice, Protocol, ServiceName, SlicePort, V4};
     /// let endpoints = [[10, 244, 1, 11], [10, 244, 2, 11]];
     /// let slice = EndpointSlice::of(
-    ///     &ServiceName::new("shop", "api"),
+    ///     &ServiceName::new("shop", "api")?,
     ///     [SlicePort::new(Protocol::Tcp, 8080.try_into()?)],
     ///     endpoints.map(|at| Endpoint::<V4>::ready(at.into())).into_iter().collect(),
     /// );
     /// assert_eq!(slice.name.as_str(), "shop/api-ipv4");
-    /// # Ok::<(), std::num::TryFromIntError>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn of(
         service: &ServiceName,
@@ -70,9 +77,9 @@ impl EndpointSlice {
             SliceEndpoints::V4(_) => "ipv4",
             SliceEndpoints::V6(_) => "ipv6",
         };
-        let (namespace, name) = service.parts();
         Self {
-            name: SliceName::new(namespace, &format!("{name}-{family}")),
+            // A DNS label with such a suffix is a DNS subdomain, at most too long for a label.
+            name: SliceName(format!("{service}-{family}").into()),
             service: service.clone(),
             ports: ports.into(),
             endpoints,
@@ -115,7 +122,7 @@ impl SliceEndpoints {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlicePort {
     /// `name`, empty for the port of a Service with one unnamed port.
-    pub name: Box<str>,
+    pub name: PortName,
     /// `protocol`.
     pub protocol: Protocol,
     /// `port`.
@@ -126,7 +133,7 @@ impl SlicePort {
     /// A port for the unnamed port of a Service.
     pub fn new(protocol: Protocol, port: NonZeroU16) -> Self {
         Self {
-            name: Box::default(),
+            name: PortName::default(),
             protocol,
             port,
         }

@@ -26,8 +26,9 @@ use super::{Locality, Protocol, Service};
 /// }
 ///
 /// let mut state = State::with_filter(Arc::new(Others));
-/// state.apply_service(Service::new(ServiceName::new("kube-system", "dns")));
+/// state.apply_service(Service::new(ServiceName::new("kube-system", "dns")?));
 /// assert_eq!(state.services().count(), 0);
+/// # Ok::<(), nftproxy_core::model::NameError>(())
 /// ```
 pub trait Filter: Send + Sync {
     /// Whether a Service is this instance's to proxy. One that is not is as good as deleted.

@@ -7,6 +7,7 @@
 mod endpoint;
 mod family;
 mod filter;
+mod name;
 mod node;
 mod service;
 mod state;
@@ -17,6 +18,7 @@ pub use endpoint::{
 };
 pub use family::{Family, IpFamily, V4, V6};
 pub use filter::{EndpointView, Filter};
+pub use name::{InterfaceName, NameError, PortName, check_label_value, check_subdomain};
 pub use node::{DetectLocal, Detector, Node, NodeInfo, NodePortAddresses};
 pub use service::{
     ClusterIps, Kept, Protocol, Service, ServiceAddress, ServiceName, ServicePort, ServicePortName,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Family, IpFamily};
+use super::{Family, InterfaceName, IpFamily};
 
 /// This node, as far as rules depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,9 +93,9 @@ pub enum DetectLocal {
     /// Modes `ClusterCIDR` and `NodeCIDR`: the source address is in one of these.
     Cidrs(Vec<IpNet>),
     /// Mode `BridgeInterface`: the packet came in through this interface.
-    BridgeInterface(String),
+    BridgeInterface(InterfaceName),
     /// Mode `InterfaceNamePrefix`: the packet came in through an interface named so.
-    InterfaceNamePrefix(String),
+    InterfaceNamePrefix(InterfaceName),
 }
 
 /// How one family tells its pods' traffic; see [`Node::detector`].
@@ -106,9 +106,9 @@ pub enum Detector<F: Family> {
     /// Source address in one of these prefixes (address, length); never empty.
     Prefixes(Vec<(F::Address, u8)>),
     /// Input interface of this name.
-    Interface(String),
+    Interface(InterfaceName),
     /// Input interface whose name starts so.
-    InterfacePrefix(String),
+    InterfacePrefix(InterfaceName),
 }
 
 /// Which of the node's addresses accept NodePort connections, in one family.

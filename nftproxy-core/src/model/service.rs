@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::name::{NameError, PortName, check_label};
 use super::{Family, IpFamily};
 
 /// `namespace/name` of a Service. Cheap to clone; ordered by its text.
@@ -15,9 +16,16 @@ use super::{Family, IpFamily};
 pub struct ServiceName(Arc<str>);
 
 impl ServiceName {
-    /// Joins namespace and name; neither can hold a slash in Kubernetes.
-    pub fn new(namespace: &str, name: &str) -> Self {
-        Self(format!("{namespace}/{name}").into())
+    /// Joins namespace and name.
+    ///
+    /// # Errors
+    ///
+    /// If one of them is not a DNS label of up to 63 bytes, as the API server has it. Whether a
+    /// Service's name has to start with a letter depends on the server's version, so it has not.
+    pub fn new(namespace: &str, name: &str) -> Result<Self, NameError> {
+        check_label(namespace)?;
+        check_label(name)?;
+        Ok(Self(format!("{namespace}/{name}").into()))
     }
 
     /// `namespace/name`.
@@ -227,12 +235,12 @@ impl Service {
     /// # use nftproxy_core::model::{Protocol, Service, ServiceName, ServicePort};
     /// let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
     /// let service = Service::at(
-    ///     ServiceName::new("shop", "api"),
+    ///     ServiceName::new("shop", "api")?,
     ///     [10, 96, 0, 20].into(),
     ///     [port],
     /// );
     /// # assert_eq!(service.cluster_ips.v4, Some([10, 96, 0, 20].into()));
-    /// # Ok::<(), std::num::TryFromIntError>(())
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn at(name: ServiceName, cluster_ip: IpAddr, ports: impl Into<Box<[ServicePort]>>) -> Self {
         let (v4, v6) = match cluster_ip {
@@ -269,8 +277,8 @@ impl Service {
 /// One entry of `spec.ports`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {
-    /// `name`, empty if unnamed.
-    pub name: Box<str>,
+    /// `name`
+    pub name: PortName,
     /// `protocol`.
     pub protocol: Protocol,
     /// `port`.
@@ -283,7 +291,7 @@ impl ServicePort {
     /// An unnamed port without a nodePort.
     pub fn new(protocol: Protocol, port: NonZeroU16) -> Self {
         Self {
-            name: Box::default(),
+            name: PortName::default(),
             protocol,
             port,
             node_port: None,

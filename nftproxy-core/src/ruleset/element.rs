@@ -3,8 +3,8 @@
 //! The constructors are the only way to make one, so its key and data always fit its set.
 
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::Arc;
 
+use super::comment::Comment;
 use super::expr::Verdict;
 use super::name::{ChainName, SetName, SlotMap};
 use super::schema::{DataType, Field, schema};
@@ -48,7 +48,7 @@ pub struct Element<F: Family> {
     set: SetName,
     key: Key<F>,
     data: Data<F>,
-    comment: Option<Arc<str>>,
+    comment: Option<Comment>,
 }
 
 /// The key of an element.
@@ -211,7 +211,7 @@ impl<F: Family> Element<F> {
     }
 
     /// The same element with a comment.
-    pub fn with_comment(mut self, comment: Arc<str>) -> Self {
+    pub fn with_comment(mut self, comment: Comment) -> Self {
         self.comment = Some(comment);
         self
     }
@@ -241,7 +241,7 @@ impl<F: Family> Element<F> {
     }
 
     /// Its comment: the Service port it belongs to.
-    pub fn comment(&self) -> Option<&Arc<str>> {
+    pub fn comment(&self) -> Option<&Comment> {
         self.comment.as_ref()
     }
 
@@ -343,7 +343,7 @@ impl<F: Family> Element<F> {
             set,
             key,
             data,
-            comment: comment.map(Into::into),
+            comment: comment.map(Comment::new),
         })
     }
 }

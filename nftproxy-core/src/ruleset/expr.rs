@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 
 use super::name::{ChainName, SetName};
 use super::schema::{Field, schema};
-use crate::model::{Family, Protocol};
+use crate::model::{Family, InterfaceName, Protocol};
 
 /// A 32-bit register by number, 0 to 15 (`NFT_REG32_00` …). Wider values take the next ones too.
 pub type Register = u8;
@@ -232,9 +232,9 @@ pub enum Statement<F: Family> {
     /// Matches a destination address.
     Daddr(Match<(F::Address, u8)>),
     /// Matches the input interface by its name.
-    Iifname(Match<String>),
+    Iifname(Match<InterfaceName>),
     /// Matches the input interface by how its name starts.
-    IifnamePrefix(Match<String>),
+    IifnamePrefix(Match<InterfaceName>),
     /// Matches if the source address is one of this host's.
     SaddrIsLocal,
     /// Matches if the destination address is one of this host's.
@@ -400,7 +400,7 @@ impl<F: Family> Statement<F> {
             Self::Saddr(prefix) => match_prefix::<F>(F::SADDR_OFFSET, prefix, out),
             Self::Daddr(prefix) => match_prefix::<F>(F::DADDR_OFFSET, prefix, out),
             Self::Iifname(Match { value, negate }) => {
-                let mut name = value.clone().into_bytes();
+                let mut name = value.as_str().as_bytes().to_vec();
                 name.resize(INTERFACE_NAME_LEN, 0);
                 out.push(Expr::Meta {
                     key: MetaKey::Iifname,
@@ -417,7 +417,7 @@ impl<F: Family> Statement<F> {
                     key: MetaKey::Iifname,
                     register: 0,
                 });
-                let value = value.clone().into_bytes();
+                let value = value.as_str().as_bytes().to_vec();
                 out.push(Expr::Cmp {
                     negate: *negate,
                     register: 0,

@@ -3,6 +3,7 @@
 //! It can express nothing that is named after a Service: Services and endpoints are elements.
 //! The module knows neither Kubernetes nor netlink. Read [`FamilyRuleset`] first.
 
+mod comment;
 pub mod element;
 pub mod expr;
 pub mod name;
@@ -12,6 +13,7 @@ mod table;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::Family;
+pub use comment::Comment;
 use element::Element;
 use expr::{Expr, Statement};
 use name::{ChainName, Pick, SetName};

@@ -25,9 +25,9 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nftproxy_core::k8s;
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Hints, Locality, Node, NodeHint,
-    NodePortAddresses, Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName,
-    SlicePort, State, V4, V6,
+    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Hints, InterfaceName, Locality, Node,
+    NodeHint, NodePortAddresses, PortName, Protocol, Service, ServiceName, ServicePort,
+    SliceEndpoints, SliceName, SlicePort, State, V4, V6,
 };
 use serde::Deserialize;
 
@@ -102,12 +102,12 @@ pub(crate) fn port(number: u16) -> NonZeroU16 {
 
 /// `name` in namespace `default`.
 pub(crate) fn service_name(name: &str) -> ServiceName {
-    ServiceName::new("default", name)
+    ServiceName::new("default", name).unwrap()
 }
 
 /// `name` in namespace `default`.
 pub(crate) fn slice_name(name: &str) -> SliceName {
-    SliceName::new("default", name)
+    SliceName::new("default", name).unwrap()
 }
 
 /// A dual-stack Service in namespace `default`, created at 0.
@@ -133,7 +133,7 @@ fn service_port(text: &str) -> ServicePort {
     let (number, rest) = rest.trim().split_once('/').unwrap();
     let (protocol, node_port) = rest.split_once(' ').unwrap_or((rest, ""));
     ServicePort {
-        name: name.into(),
+        name: PortName::new(name).unwrap(),
         protocol: protocol_of(protocol),
         port: number.parse().unwrap(),
         node_port: (!node_port.is_empty()).then(|| node_port.parse().unwrap()),
@@ -298,8 +298,10 @@ impl TryFrom<String> for IpNetText {
 impl NodeConfig {
     fn node(&self) -> Node {
         let detect_local = match (&self.bridge_interface, &self.interface_name_prefix) {
-            (Some(name), _) => DetectLocal::BridgeInterface(name.clone()),
-            (None, Some(prefix)) => DetectLocal::InterfaceNamePrefix(prefix.clone()),
+            (Some(name), _) => DetectLocal::BridgeInterface(InterfaceName::new(name).unwrap()),
+            (None, Some(prefix)) => {
+                DetectLocal::InterfaceNamePrefix(InterfaceName::new(prefix).unwrap())
+            }
             (None, None) => DetectLocal::Cidrs(self.pod_cidrs.iter().map(|net| net.0).collect()),
         };
         let addresses_of = |v4: bool| match &self.node_port_addresses {

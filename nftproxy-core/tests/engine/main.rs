@@ -23,8 +23,8 @@ use nftproxy_core::engine::{
     Engine, Event, FlowOption, HealthCheckAnswer, Kernels, Options, Outcome, Task,
 };
 use nftproxy_core::model::{
-    EndpointSlice, EndpointView, Filter, IpFamily, Node, NodePortAddresses, Protocol, Service,
-    ServiceAddress, ServiceName, V4, V6,
+    EndpointSlice, EndpointView, Filter, IpFamily, Node, NodePortAddresses, PortName, Protocol,
+    Service, ServiceAddress, ServiceName, V4, V6,
 };
 
 /// An IPv4-only Service.
@@ -329,6 +329,30 @@ fn notes_appear_and_go_once() {
     assert_eq!(notes(bench.pass(2 * SECOND)), []);
     bench.apply(Event::Distrusted);
     assert_eq!(notes(bench.pass(2 * SECOND)), []);
+    // Nor does it matter who has it, as long as somebody has; the list tells.
+    bench.apply(Event::ServiceApplied(rival(0)));
+    assert_eq!(
+        notes(bench.pass(2 * SECOND))
+            .iter()
+            .map(|(has_appeared, note)| (*has_appeared, note.service_port().unwrap().to_string()))
+            .collect::<Vec<_>>(),
+        [(true, rival(1).name.to_string())]
+    );
+    let losers = in_force(&bench);
+    let winners = losers.iter().map(|note| match note {
+        Note::Conflict { winner, .. } => &winner.service,
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        winners.collect::<Vec<_>>(),
+        [&rival(0).name, &rival(0).name]
+    );
+    bench.apply(Event::ServiceDeleted(rival(0).name));
+    let said = notes(bench.pass(2 * SECOND));
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(!said[0].0, "the second in line has it now: {said:?}");
+    assert_eq!(in_force(&bench), std::slice::from_ref(note));
+
     // Nor does an attempt that fails lose it.
     bench.v4.set_broken(true);
     bench.apply(Event::ServiceDeleted(rival(1).name));
@@ -489,7 +513,7 @@ fn owners_and_endpoints_can_be_asked_for() {
     let mut bench = Bench::new();
     let web = Service {
         ports: Box::new([nftproxy_core::model::ServicePort {
-            name: "http".into(),
+            name: PortName::new("http").unwrap(),
             node_port: Some(port(30080)),
             ..service(1).ports[0].clone()
         }]),
@@ -502,7 +526,7 @@ fn owners_and_endpoints_can_be_asked_for() {
     slices
         .iter_mut()
         .flat_map(|slice| slice.ports.iter_mut())
-        .for_each(|port| port.name = "http".into());
+        .for_each(|port| port.name = PortName::new("http").unwrap());
     bench.apply(Event::Replaced {
         services: vec![web],
         slices,
@@ -556,7 +580,7 @@ fn health_checks_say_where_to_listen_and_what_to_answer() {
         slices: slices_of("service-1", &["10.244.1.1", "10.244.2.1"]),
     });
     bench.settle();
-    let names = BTreeSet::from([name.clone(), ServiceName::new("default", "gone")]);
+    let names = BTreeSet::from([name.clone(), ServiceName::new("default", "gone").unwrap()]);
     let v4 = bench.engine.health_checks(IpFamily::V4, &names);
     assert_eq!(v4.addresses, ["192.168.0.10".parse().unwrap()].into());
     let [(gone, None), (_, Some(check))] = &*v4.changed else {

@@ -20,7 +20,7 @@ use common::{
 };
 use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::model::{
-    DetectLocal, EndpointAddress, Node, Service, State, TrafficPolicy, V4, V6,
+    DetectLocal, EndpointAddress, InterfaceName, Node, Service, State, TrafficPolicy, V4, V6,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::trace::{Outcome, Packet, possible, trace};
@@ -455,8 +455,8 @@ fn without_a_detector_nobody_is_a_pod() {
 
 #[test]
 fn interfaces_tell_pods_as_well() {
-    let by_prefix = DetectLocal::InterfaceNamePrefix("veth".into());
-    let by_bridge = DetectLocal::BridgeInterface("veth1".into());
+    let by_prefix = DetectLocal::InterfaceNamePrefix(InterfaceName::new("veth").unwrap());
+    let by_bridge = DetectLocal::BridgeInterface(InterfaceName::new("veth1").unwrap());
     let state = every_address(Cluster, Local, &[THERE]);
     for detect_local in [by_prefix, by_bridge] {
         let node = Node {
@@ -474,7 +474,7 @@ fn interfaces_tell_pods_as_well() {
         check(&state, &node, cases);
     }
     let bridge = Node {
-        detect_local: DetectLocal::BridgeInterface("veth".into()),
+        detect_local: DetectLocal::BridgeInterface(InterfaceName::new("veth").unwrap()),
         ..mk_node()
     };
     let cases = cases! {

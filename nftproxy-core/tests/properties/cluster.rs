@@ -12,7 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
 use nftproxy_core::model::{
-    DetectLocal, EndpointSlice, Node, Service, ServiceName, SliceName, State, TrafficPolicy, V4, V6,
+    DetectLocal, EndpointSlice, InterfaceName, Node, Service, ServiceName, SliceName, State,
+    TrafficPolicy, V4, V6,
 };
 
 use crate::common::{
@@ -248,9 +249,9 @@ fn slice() -> impl Strategy<Value = EndpointSlice> {
         .prop_map(|(name, v4, service, ports, endpoints)| {
             let endpoints: Vec<_> = endpoints.iter().map(String::as_str).collect();
             let mut slice = if v4 {
-                mk_slice::<V4>("", service, &ports, &endpoints)
+                mk_slice::<V4>("any", service, &ports, &endpoints)
             } else {
-                mk_slice::<V6>("", service, &ports, &endpoints)
+                mk_slice::<V6>("any", service, &ports, &endpoints)
             };
             slice.name = slice_name_of(name, v4);
             slice
@@ -267,8 +268,8 @@ pub(crate) fn node() -> impl Strategy<Value = Node> {
         DetectLocal::Cidrs(Vec::new()),
         DetectLocal::Cidrs(both_ranges("10.244.0.0/16").into()),
         DetectLocal::Cidrs(both_ranges("10.244.1.0/24").into()),
-        DetectLocal::BridgeInterface("veth1".into()),
-        DetectLocal::InterfaceNamePrefix("veth".into()),
+        DetectLocal::BridgeInterface(InterfaceName::new("veth1").unwrap()),
+        DetectLocal::InterfaceNamePrefix(InterfaceName::new("veth").unwrap()),
     ];
     let ips = subsequence(&[NODE_IP, OTHER_NODE_IP][..], 0..=1);
     let mark = option::weighted(0.7, Just(1 << 14));

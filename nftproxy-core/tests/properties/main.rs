@@ -228,13 +228,18 @@ impl Life {
             event.apply(&mut self.state, &mut self.node);
         }
         let dirty = self.state.take_dirty();
-        let Compiled { v4, v6, .. } = compile(&self.state, &self.node);
+        let Compiled { v4, v6, notes } = compile(&self.state, &self.node);
         let (state, node) = (&self.state, &self.node);
-        step_family(&mut self.v4, *mishap, state, node, &dirty, &v4);
-        step_family(&mut self.v6, *mishap, state, node, &dirty, &v6);
+        let has_synced = step_family(&mut self.v4, *mishap, state, node, &dirty, &v4)
+            & step_family(&mut self.v6, *mishap, state, node, &dirty, &v6);
+        if has_synced {
+            let in_force = self.v4.notes().chain(self.v6.notes());
+            assert_eq!(in_force.cloned().collect::<BTreeSet<_>>(), notes);
+        }
     }
 }
 
+/// Whether the sync succeeded.
 fn step_family<F: Family>(
     syncer: &mut Syncer<F, Flaky<F>>,
     mishap: Mishap,
@@ -242,7 +247,7 @@ fn step_family<F: Family>(
     node: &Node,
     dirty: &BTreeSet<ServiceName>,
     desired: &FamilyRuleset<F>,
-) {
+) -> bool {
     match mishap {
         Mishap::None | Mishap::Cleanup => {}
         Mishap::Commits(commits) => syncer.kernel_mut().fail_commits = commits,
@@ -264,7 +269,7 @@ fn step_family<F: Family>(
     if let Err(error) = result {
         let may_fail = matches!(mishap, Mishap::Commits(_) | Mishap::List);
         assert!(may_fail, "{error}: {:?}", std::error::Error::source(&error));
-        return;
+        return false;
     }
     let actual = syncer.kernel().kernel.ruleset().unwrap();
     assert_same(&actual, &with_leftovers(desired, &actual, state, node));
@@ -274,6 +279,7 @@ fn step_family<F: Family>(
         let actual = syncer.kernel().kernel.ruleset().unwrap();
         assert_eq!(actual.picks, desired.picks);
     }
+    true
 }
 
 /// The kernel that holds a ruleset.

@@ -191,7 +191,7 @@ fn sender<F: Twin>(node: &Node, packet: &Packet<F>) -> Sender {
         DetectLocal::Cidrs(cidrs) => cidrs
             .iter()
             .any(|cidr| cidr.contains(&Into::<IpAddr>::into(packet.source))),
-        DetectLocal::BridgeInterface(name) => interface == Some(name),
+        DetectLocal::BridgeInterface(name) => interface == Some(name.as_str()),
         DetectLocal::InterfaceNamePrefix(prefix) => {
             interface.is_some_and(|interface| interface.starts_with(prefix.as_str()))
         }

@@ -9,8 +9,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, Protocol, Service,
-    ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
+    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, PortName, Protocol,
+    Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
 };
 
 /// What Kubernetes puts into a slice at most.
@@ -147,7 +147,7 @@ impl Cluster {
                     .then(|| offset_v6(CLUSTER_IPS_V6, number)),
             },
             ports: Box::new([ServicePort {
-                name: "http".into(),
+                name: PortName::new("http").expect("it is a legal name"),
                 protocol: self.protocol,
                 port: PORT,
                 node_port: None,
@@ -167,7 +167,7 @@ impl Cluster {
             name: slice_name(number, family, part),
             service: service_name(number),
             ports: Box::new([SlicePort {
-                name: "http".into(),
+                name: PortName::new("http").expect("it is a legal name"),
                 protocol: self.protocol,
                 port: TARGET_PORT,
             }]),
@@ -281,6 +281,7 @@ fn service_name(number: u32) -> ServiceName {
         &format!("team-{}", number % 100),
         &format!("service-{number}"),
     )
+    .expect("it is a legal name")
 }
 
 fn slice_name(number: u32, family: &str, part: u32) -> SliceName {
@@ -288,6 +289,7 @@ fn slice_name(number: u32, family: &str, part: u32) -> SliceName {
         &format!("team-{}", number % 100),
         &format!("service-{number}-{family}-{part}"),
     )
+    .expect("it is a legal name")
 }
 
 /// Whether an endpoint is on this node.

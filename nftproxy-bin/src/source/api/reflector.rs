@@ -27,7 +27,7 @@ use super::wire::protobuf::Unreadable;
 use super::wire::{Encoding, Item, ListMeta, Object, WatchEvent};
 use crate::error::chain;
 use crate::source::Event;
-use crate::source::convert::{Convert, applied};
+use crate::source::convert::{Convert, Objects};
 
 /// Objects in a page, as Go's clients ask for.
 const PAGE_SIZE: usize = 500;
@@ -97,7 +97,7 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     client: Arc<Client>,
     recovery: Arc<Recovery>,
     resource: Resource,
-    convert: C,
+    objects: Objects<K, C>,
     events: Sender<Event>,
     /// Up to where everything is known; none before a list is complete.
     version: Option<String>,
@@ -151,7 +151,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             client,
             recovery,
             resource,
-            convert,
+            objects: Objects::new(convert),
             events,
             version: None,
             not_older_than: None,
@@ -416,10 +416,13 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         listing: Option<&mut Listing<C::Name>>,
     ) -> Result<(), NobodyListens> {
         if let Some(listing) = listing {
-            listing.names.insert(self.convert.name(item.object()));
+            listing.names.extend(self.objects.name(item.object()));
         }
         match item {
-            Item::Good(object) => self.send(applied(&self.convert, &object)).await,
+            Item::Good(object) => match self.objects.applied(&object) {
+                Some(event) => self.send(event).await,
+                None => Ok(()),
+            },
             Item::Bad(object, error) => {
                 let metadata = object.metadata();
                 let namespace = metadata.namespace.as_deref().unwrap_or_default();
@@ -458,7 +461,8 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             ms = listing.start.elapsed().as_millis(),
             "list complete"
         );
-        self.send(self.convert.listed(listing.names)).await?;
+        let event = self.objects.listed(listing.names);
+        self.send(event).await?;
         self.learned(version);
         Ok(())
     }
@@ -557,11 +561,13 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
                 version
             }
             WatchEvent::Deleted(object) => {
-                let name = self.convert.name(&object);
-                if let Some(listing) = listing {
-                    listing.names.remove(&name);
+                if let Some(name) = self.objects.name(&object) {
+                    if let Some(listing) = listing {
+                        listing.names.remove(&name);
+                    }
+                    let event = self.objects.deleted(name);
+                    self.send(event).await?;
                 }
-                self.send(self.convert.deleted(name)).await?;
                 version_of(&object)
             }
             WatchEvent::Bookmark { version, ends_list } => {

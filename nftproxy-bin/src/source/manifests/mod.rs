@@ -4,7 +4,7 @@
 //! ```text
 //!  watch ──touched paths──▶ Source::rescan ──▶ Update: changes, problems
 //!                             │ walk    which files are there
-//!                             │ parse   one file to objects (mirror: Endpoints to slices)
+//!                             │ parse   one file to objects (defaults; mirror: Endpoints to slices)
 //!                             └ merge   all files to one set, compared with what was given last
 //! ```
 //!
@@ -13,6 +13,7 @@
 //! files it last had. Only what is seen to be gone is deleted. Nothing here knows what the objects
 //! are for. Entry points: [`Source::open`] and [`watch()`].
 
+mod defaults;
 mod mirror;
 mod parse;
 mod walk;

@@ -16,8 +16,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::Object;
 use super::mirror::mirror;
+use super::{Object, defaults};
 
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -452,31 +452,26 @@ impl Raw {
         let object = match self {
             Self::Service(mut service) => {
                 let id = identify(Kind::Service, &mut service.metadata)?;
-                default_service(&mut service);
+                defaults::service(&mut service);
                 (id, Object::Service(service))
             }
             Self::EndpointSlice(mut slice) => {
                 let id = identify(Kind::EndpointSlice, &mut slice.metadata)?;
-                for port in slice.ports.iter_mut().flatten() {
-                    default_protocol(&mut port.protocol);
-                }
+                defaults::slice(&mut slice);
                 (id, Object::EndpointSlice(slice))
             }
-            Self::Node(mut node) => (
-                identify(Kind::Node, &mut node.metadata)?,
-                Object::Node(node),
-            ),
+            Self::Node(mut node) => {
+                let id = identify(Kind::Node, &mut node.metadata)?;
+                defaults::node(&mut node);
+                (id, Object::Node(node))
+            }
             Self::ServiceCidr(mut cidr) => {
                 let id = identify(Kind::ServiceCidr, &mut cidr.metadata)?;
                 (id, Object::ServiceCidr(cidr))
             }
             Self::Endpoints(mut endpoints) => {
                 let id = identify(Kind::Endpoints, &mut endpoints.metadata)?;
-                for subset in endpoints.subsets.iter_mut().flatten() {
-                    for port in subset.ports.iter_mut().flatten() {
-                        default_protocol(&mut port.protocol);
-                    }
-                }
+                defaults::endpoints(&mut endpoints);
                 let slices = mirror(&endpoints).map_err(|error| error.to_string())?;
                 let slices = slices
                     .into_iter()
@@ -497,29 +492,6 @@ fn identify(kind: Kind, meta: &mut ObjectMeta) -> Result<Id, String> {
     let id = kind.id(meta.namespace.as_deref(), name);
     meta.namespace = kind.is_namespaced().then(|| id.namespace.clone());
     Ok(id)
-}
-
-fn default_service(service: &mut Service) {
-    let Some(spec) = &mut service.spec else {
-        return;
-    };
-    for port in spec.ports.iter_mut().flatten() {
-        default_protocol(&mut port.protocol);
-    }
-    spec.session_affinity
-        .get_or_insert_with(|| "None".to_owned());
-    if let Some(address) = spec
-        .cluster_ip
-        .as_ref()
-        .filter(|address| !address.is_empty())
-    {
-        spec.cluster_ips
-            .get_or_insert_with(|| vec![address.clone()]);
-    }
-}
-
-fn default_protocol(protocol: &mut Option<String>) {
-    protocol.get_or_insert_with(|| "TCP".to_owned());
 }
 
 /// Decodes an object of a known kind, and skips one of no interest.

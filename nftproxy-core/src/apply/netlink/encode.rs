@@ -501,7 +501,11 @@ impl<'a, F: Family> Encoder<'a, F> {
             if flags & NLM_F_CREATE != 0 {
                 write_data(element.data(), &mut self.key, out);
                 if let Some(comment) = element.comment() {
-                    put(out, NFTA_SET_ELEM_USERDATA, &userdata::comment(comment));
+                    put(
+                        out,
+                        NFTA_SET_ELEM_USERDATA,
+                        &userdata::comment(comment.as_str()),
+                    );
                 }
             }
             end_nest(out, nest);

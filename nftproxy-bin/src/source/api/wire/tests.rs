@@ -132,7 +132,7 @@ fn both_encodings_mean_what_whole_objects_mean() {
     check(
         recorded!("watchlist-nodes.jsonl"),
         recorded!("watchlist-nodes.pb"),
-        k8s::node_info,
+        |node| k8s::node_info(node, &mut Vec::new()),
     );
 }
 
