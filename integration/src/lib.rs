@@ -11,5 +11,6 @@ pub mod lab;
 pub mod manifest;
 pub mod netns;
 pub mod nft;
+pub mod node;
 pub mod tls;
 pub mod traffic;

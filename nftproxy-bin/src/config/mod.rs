@@ -30,7 +30,7 @@ use ipnet::IpNet;
 
 pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
-pub(crate) use self::file::KubeProxyConfiguration;
+pub(crate) use self::file::{KubeProxyConfiguration, PROTOBUF};
 pub(crate) use self::flags::ConfigFlags;
 pub(crate) use self::validate::FieldError;
 
