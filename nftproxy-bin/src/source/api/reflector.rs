@@ -72,6 +72,16 @@ enum Way {
     Paged,
 }
 
+impl Way {
+    fn next(self) -> Option<Self> {
+        match self {
+            Self::Streamed => Some(Self::Cached),
+            Self::Cached => Some(Self::Paged),
+            Self::Paged => None,
+        }
+    }
+}
+
 /// What one server is known to refuse.
 #[derive(Debug, Clone, Default)]
 struct Refused {
@@ -106,6 +116,9 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     not_older_than: Option<String>,
     /// By server.
     refused: Vec<Refused>,
+    /// The way to list in the next attempt, if it is not to be the best: the server is in trouble,
+    /// and one way is tried at a time.
+    next_way: Option<Way>,
     server: usize,
     streak: Streak,
     n_short: u32,
@@ -156,6 +169,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             version: None,
             not_older_than: None,
             refused,
+            next_way: None,
             server: 0,
             streak: Streak::default(),
             n_short: 0,
@@ -264,7 +278,8 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
 
     /// Lists, in the best way that the server takes; a streamed list goes on as a watch.
     async fn list(&mut self) -> Result<Option<Watched>, Stop> {
-        let first = self.way();
+        let best = self.way();
+        let first = self.next_way.take().map_or(best, |way| way.max(best));
         let mut way = first;
         loop {
             let result = match way {
@@ -279,13 +294,16 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
                     return Ok(watched);
                 }
                 Err(Stop::Failed(failure)) if self.drops_fields(&failure) => {}
-                Err(Stop::Failed(failure)) if failure.is_refusal() && way != Way::Paged => {
+                Err(Stop::Failed(failure)) if failure.is_refusal() => {
                     debug!(kind = self.resource.kind, ?way, error = %failure, "list refused");
-                    way = if way == Way::Streamed {
-                        Way::Cached
-                    } else {
-                        Way::Paged
-                    };
+                    let next = way.next();
+                    match next {
+                        Some(next) if !self.is_failing() || !failure.is_trouble() => way = next,
+                        _ => {
+                            self.next_way = next;
+                            return Err(failure.into());
+                        }
+                    }
                 }
                 Err(stop) => return Err(stop),
             }
@@ -399,7 +417,10 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
     ) -> Result<(ListMeta, Encoding), Stop> {
         let (mut response, encoding) = self.get(query).await?;
         let mut list = List::new(encoding);
-        while let Some(chunk) = chunk(&mut response, LIST_SILENCE).await? {
+        while let Some(chunk) = chunk(&mut response, LIST_SILENCE)
+            .await
+            .map_err(Failure::of_list)?
+        {
             listing.n_bytes += chunk.len();
             for item in list.push(&chunk)? {
                 self.item(Item::decode(encoding, &item)?, Some(listing))
@@ -526,7 +547,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
                 }
                 Ok(None) => break,
                 Err(Failure::Silent(_)) if listing.is_none() => break,
-                Err(Failure::Silent(_)) => return Err(Failure::NoList.into()),
+                Err(failure) if listing.is_some() => return Err(failure.of_list().into()),
                 Err(failure) => return Err(failure.into()),
             }
         }
