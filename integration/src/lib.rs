@@ -12,5 +12,6 @@ pub mod manifest;
 pub mod netns;
 pub mod nft;
 pub mod node;
+pub mod relay;
 pub mod tls;
 pub mod traffic;

@@ -28,6 +28,7 @@ pub(super) struct Recovery {
 pub(super) struct Streak {
     n_failures: u32,
     since: Option<Instant>,
+    has_expired: bool,
 }
 
 impl Streak {
@@ -36,10 +37,12 @@ impl Streak {
         self.n_failures > 0
     }
 
-    /// Counts a failure that nobody waits for.
-    pub(super) fn begin(&mut self) {
-        self.n_failures += 1;
+    /// Counts versions that the server has forgotten. Whether nobody need wait for that: nothing is
+    /// wrong but that we were away for too long; more of the same would be.
+    pub(super) fn expires(&mut self) -> bool {
+        self.n_failures = self.n_failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
+        !std::mem::replace(&mut self.has_expired, true)
     }
 }
 
@@ -164,7 +167,7 @@ mod tests {
                 tokio::spawn(async move {
                     let mut streak = Streak {
                         n_failures: 9,
-                        since: None,
+                        ..Streak::default()
                     };
                     seconds(&recovery, &mut streak, &refusal(503, None)).await
                 })
@@ -177,6 +180,16 @@ mod tests {
         for other in others {
             assert!(other.await.unwrap() < 3.1);
         }
+    }
+
+    #[test]
+    fn versions_may_expire_once() {
+        let mut streak = Streak {
+            n_failures: 9,
+            ..Streak::default()
+        };
+        assert!(streak.expires());
+        assert!(!streak.expires());
     }
 
     #[test]

@@ -23,6 +23,7 @@ use super::list::List;
 use super::query::Query;
 use super::recovery::{Recovery, Streak};
 use super::status::Status;
+use super::ways::{Refused, Way};
 use super::wire::protobuf::Unreadable;
 use super::wire::{Encoding, Item, ListMeta, Object, WatchEvent};
 use crate::error::chain;
@@ -48,8 +49,6 @@ const MAX_SHORT: u32 = 2;
 const ABSENCE: Duration = Duration::from_secs(600);
 /// Watches that many nodes lost together begin anew over this time.
 const SPREAD: Duration = Duration::from_millis(500);
-/// A server that is better by then is asked again for what it refused.
-const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -62,32 +61,6 @@ pub(super) struct Resource {
     pub(super) can_do_without_fields: bool,
     /// Whether a server may not have the kind at all.
     pub(super) is_optional: bool,
-}
-
-/// The ways to list, the best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
-    Streamed,
-    Cached,
-    Paged,
-}
-
-impl Way {
-    fn next(self) -> Option<Self> {
-        match self {
-            Self::Streamed => Some(Self::Cached),
-            Self::Cached => Some(Self::Paged),
-            Self::Paged => None,
-        }
-    }
-}
-
-/// What one server is known to refuse.
-#[derive(Debug, Clone, Default)]
-struct Refused {
-    streams: Option<Instant>,
-    cached: Option<Instant>,
-    fields: Option<Instant>,
 }
 
 /// Why a watch is over, if it did not fail.
@@ -225,9 +198,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         if self.resumes_too_late(&failure) {
             let had_version = self.version.take().is_some();
             self.not_older_than = Some(String::new());
-            if had_version && !self.streak.goes_on() {
-                // Nothing is wrong but that we were away for too long; more of the same would be.
-                self.streak.begin();
+            if had_version && self.streak.expires() {
                 return;
             }
         }
@@ -278,7 +249,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
 
     /// Lists, in the best way that the server takes; a streamed list goes on as a watch.
     async fn list(&mut self) -> Result<Option<Watched>, Stop> {
-        let best = self.way();
+        let best = self.refused[self.server].best_way();
         let first = self.next_way.take().map_or(best, |way| way.max(best));
         let mut way = first;
         loop {
@@ -289,7 +260,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             match result {
                 Ok(watched) => {
                     if way != first {
-                        self.remember(first, way);
+                        self.refused[self.server].remember(first, way);
                     }
                     return Ok(watched);
                 }
@@ -307,28 +278,6 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
                 }
                 Err(stop) => return Err(stop),
             }
-        }
-    }
-
-    fn way(&self) -> Way {
-        let refused = &self.refused[self.server];
-        let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < REMEMBERED);
-        match (lately(refused.streams), lately(refused.cached)) {
-            (false, _) => Way::Streamed,
-            (true, false) => Way::Cached,
-            (true, true) => Way::Paged,
-        }
-    }
-
-    /// The server refused what is better than `way`, from `first` on.
-    fn remember(&mut self, first: Way, way: Way) {
-        let refused = &mut self.refused[self.server];
-        let now = Some(Instant::now());
-        if first <= Way::Streamed && way > Way::Streamed {
-            refused.streams = now;
-        }
-        if first <= Way::Cached && way > Way::Cached {
-            refused.cached = now;
         }
     }
 

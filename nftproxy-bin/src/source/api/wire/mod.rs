@@ -26,8 +26,10 @@ use crate::config::PROTOBUF;
 
 /// How what the server sends is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub enum Encoding {
+    /// Also of whoever names no type of content.
     Json,
+    /// That of Kubernetes.
     Protobuf,
 }
 
@@ -58,7 +60,7 @@ impl Encoding {
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// A kind of object that can be decoded.
-pub(super) trait Object: Sized {
+pub(crate) trait Object: Sized {
     /// Decodes an object. In protobuf it has no envelope.
     fn decode(encoding: Encoding, bytes: &[u8]) -> Result<Self, Unreadable>;
     /// One of which nothing but the metadata is known.
@@ -179,6 +181,15 @@ impl<K: Object> WatchEvent<K> {
             "ERROR" => Self::Error(Status::decode(encoding, object)?),
             other => Self::Other(other.to_owned()),
         })
+    }
+}
+
+/// The object that a frame of a watch says was added or changed.
+pub(crate) fn object_in<K: Object>(encoding: Encoding, frame: &[u8]) -> Result<K, Unreadable> {
+    match WatchEvent::decode(encoding, frame)? {
+        WatchEvent::Applied(Item::Good(object)) => Ok(object),
+        WatchEvent::Applied(Item::Bad(_, error)) => Err(error),
+        _ => Err(Unreadable::new("there is no object in it")),
     }
 }
 
