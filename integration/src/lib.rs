@@ -11,5 +11,7 @@ pub mod lab;
 pub mod manifest;
 pub mod netns;
 pub mod nft;
+pub mod node;
+pub mod relay;
 pub mod tls;
 pub mod traffic;

@@ -2,114 +2,23 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::Path;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use integration::apiserver::{ApiServer, Resource, StreamingLists};
+use integration::apiserver::{ApiServer, Resource};
 use integration::daemon::{Daemon, binary};
 use integration::fixtures::{NODE_NAME, canonical, path, read, recorded};
-use integration::netns::{Namespace, in_sandbox};
+use integration::netns::in_sandbox;
 use integration::nft::{can_load_all, loadable};
-use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::Netlink;
+use integration::node::{NODE_IPS, RecordedNode, model};
 use nftproxy_core::compile::{Compiled, compile};
-use nftproxy_core::model::{DetectLocal, Family, Node, NodePortAddresses, State, V4, V6};
+use nftproxy_core::model::{Family, Node, NodePortAddresses};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::expr::Expr;
 
-/// The addresses of `node-1` in the recorded cluster.
-const NODE_IPS: [&str; 2] = ["172.18.0.2", "fd00:172:18::2"];
-const ZONE: &str = "eu-1a";
-
-/// What the kernel holds: both families' tables, as far as they are there.
-fn listed(namespace: &Namespace) -> (Option<FamilyRuleset<V4>>, Option<FamilyRuleset<V6>>) {
-    namespace.run(|| {
-        let mut netlink = Netlink::open().unwrap();
-        let v4 = Kernel::<V4>::list(&mut netlink).unwrap();
-        let v6 = Kernel::<V6>::list(&mut netlink).unwrap();
-        (
-            v4.map(|table| canonical(&table.ruleset)),
-            v6.map(|table| canonical(&table.ruleset)),
-        )
-    })
-}
-
-#[track_caller]
-fn wait_for_ruleset(namespace: &Namespace, daemon: &Daemon, state: &State, node: &Node) {
-    let Compiled { v4, v6, .. } = compile(state, node);
-    let wanted = (Some(canonical(&v4)), Some(canonical(&v6)));
-    let deadline = Instant::now() + Duration::from_secs(10);
-    loop {
-        let found = listed(namespace);
-        if found == wanted {
-            return;
-        }
-        if Instant::now() > deadline {
-            let lines = |ruleset: &FamilyRuleset<V4>| -> Vec<_> {
-                ruleset
-                    .elements
-                    .iter()
-                    .map(|element| format!("{}: {}", element.set(), element.nft()))
-                    .collect()
-            };
-            let wanted = lines(&canonical(&v4));
-            let found = found.0.as_ref().map(lines).unwrap_or_default();
-            let missing: Vec<_> = wanted.iter().filter(|line| !found.contains(line)).collect();
-            let extra: Vec<_> = found.iter().filter(|line| !wanted.contains(line)).collect();
-            panic!(
-                "missing {missing:#?}, too many {extra:#?}, log:\n{}",
-                daemon.log()
-            );
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The node as the daemon should see it in the recorded cluster.
-fn node() -> Node {
-    let only = |ip: &str| NodePortAddresses::Only([ip.parse::<IpAddr>().unwrap()].into());
-    Node {
-        zone: Some(ZONE.into()),
-        detect_local: DetectLocal::Cidrs(vec!["10.244.0.0/16".parse().unwrap()]),
-        node_port_addresses_v4: only(NODE_IPS[0]),
-        node_port_addresses_v6: only(NODE_IPS[1]),
-        ips: NODE_IPS.map(|ip| ip.parse().unwrap()).to_vec(),
-        ..Node::default()
-    }
-}
-
-/// A namespace with the node's addresses, on its only interface.
-fn node_namespace() -> Namespace {
-    let namespace = Namespace::new("node").unwrap();
-    for ip in NODE_IPS {
-        namespace
-            .exec(&["ip", "addr", "add", ip, "dev", "lo"])
-            .unwrap();
-    }
-    namespace
-}
-
-fn server(namespace: &Namespace) -> ApiServer {
-    let server = namespace.run(|| ApiServer::start().unwrap());
-    server
-        .load_list(Resource::Services, &read("services.json"))
-        .unwrap();
-    server
-        .load_list(Resource::EndpointSlices, &read("endpointslices.json"))
-        .unwrap();
-    server
-        .load_list(Resource::Nodes, &read("nodes.json"))
-        .unwrap();
-    server
-        .load_list(Resource::ServiceCidrs, &read("servicecidrs.json"))
-        .unwrap();
-    server
-}
-
 /// A daemon that is configured like kube-proxy, by a file.
-fn start(namespace: &Namespace, server: &ApiServer, folder: &Path) -> Daemon {
+fn start(node: &RecordedNode, server: &ApiServer, folder: &Path) -> Daemon {
     let kubeconfig = folder.join("kubeconfig.conf");
     fs::write(&kubeconfig, server.kubeconfig()).unwrap();
     let config = folder.join("config.conf");
@@ -125,7 +34,7 @@ fn start(namespace: &Namespace, server: &ApiServer, folder: &Path) -> Daemon {
     fs::write(&config, text).unwrap();
     let config = config.to_str().unwrap();
     Daemon::start(
-        namespace,
+        &node.namespace,
         &[
             "run",
             "--config",
@@ -141,11 +50,11 @@ fn start(namespace: &Namespace, server: &ApiServer, folder: &Path) -> Daemon {
 #[test]
 fn lists_and_watch_streams_become_the_rules() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
-        let daemon = start(&namespace, &server, folder.path());
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        let server = node.serve().unwrap();
+        let daemon = start(&node, &server, folder.path());
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
 
         server
             .replay(Resource::Services, &read("watch-services.jsonl"))
@@ -156,7 +65,7 @@ fn lists_and_watch_streams_become_the_rules() {
                 &read("watch-endpointslices.jsonl"),
             )
             .unwrap();
-        wait_for_ruleset(&namespace, &daemon, &recorded("after.yaml"), &node());
+        node.wait_for_rules(&daemon, &recorded("after.yaml"), &model());
 
         // Only what the role `system:node-proxier` allows, and with kube-proxy's selectors.
         for request in server.requests() {
@@ -175,18 +84,18 @@ fn lists_and_watch_streams_become_the_rules() {
         }
         assert_eq!(daemon.stop().unwrap(), Some(0));
         // The rules stay.
-        assert!(listed(&namespace).0.is_some());
+        assert!(node.listed().unwrap().0.is_some());
     });
 }
 
 #[test]
 fn a_disconnect_and_a_gone_history_lose_nothing() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
-        let daemon = start(&namespace, &server, folder.path());
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        let server = node.serve().unwrap();
+        let daemon = start(&node, &server, folder.path());
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
 
         // Half of the streams, a cut, and the rest while nobody is connected.
         let services = read("watch-services.jsonl");
@@ -208,34 +117,26 @@ fn a_disconnect_and_a_gone_history_lose_nothing() {
         server.compact();
         thread::sleep(Duration::from_millis(200));
         server.refuse(false);
-        wait_for_ruleset(&namespace, &daemon, &recorded("after.yaml"), &node());
-    });
-}
-
-#[test]
-fn a_server_with_streaming_lists_serves_as_well() {
-    in_sandbox(|| {
-        let namespace = node_namespace();
-        let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
-        server.set_streaming_lists(StreamingLists::Served);
-        let daemon = start(&namespace, &server, folder.path());
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        node.wait_for_rules(&daemon, &recorded("after.yaml"), &model());
     });
 }
 
 #[test]
 fn a_restart_with_nothing_changed_sends_nothing() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
-        let daemon = start(&namespace, &server, folder.path());
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        let server = node.serve().unwrap();
+        let daemon = start(&node, &server, folder.path());
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
         daemon.stop().unwrap();
-        let generation = || namespace.exec(&["nft", "-j", "list", "ruleset"]).unwrap();
+        let generation = || {
+            node.namespace
+                .exec(&["nft", "-j", "list", "ruleset"])
+                .unwrap()
+        };
         let before = generation();
-        let mut daemon = start(&namespace, &server, folder.path());
+        let mut daemon = start(&node, &server, folder.path());
         daemon
             .wait_for_log("family=IPv6 full=true added=0 deleted=0 bytes=0")
             .unwrap();
@@ -251,16 +152,16 @@ fn a_restart_with_nothing_changed_sends_nothing() {
 #[test]
 fn nothing_is_written_before_the_lists_are_complete() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
+        let server = node.serve().unwrap();
         server.refuse(true);
-        let mut daemon = start(&namespace, &server, folder.path());
+        let mut daemon = start(&node, &server, folder.path());
         daemon.wait_for_log("watch failed; retrying").unwrap();
         thread::sleep(Duration::from_millis(200));
-        assert!(listed(&namespace) == (None, None));
+        assert!(node.listed().unwrap() == (None, None));
         server.refuse(false);
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
     });
 }
 
@@ -268,12 +169,12 @@ fn nothing_is_written_before_the_lists_are_complete() {
 #[test]
 fn service_cidrs_and_addresses_are_followed() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let server = server(&namespace);
-        let daemon = start(&namespace, &server, folder.path());
+        let server = node.serve().unwrap();
+        let daemon = start(&node, &server, folder.path());
         let mut state = recorded("all.yaml");
-        wait_for_ruleset(&namespace, &daemon, &state, &node());
+        node.wait_for_rules(&daemon, &state, &model());
 
         let cidr = serde_json::json!({
             "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
@@ -281,20 +182,20 @@ fn service_cidrs_and_addresses_are_followed() {
         });
         server.upsert(cidr).unwrap();
         state.apply_service_cidr("second", ["10.200.0.0/16".parse().unwrap()]);
-        wait_for_ruleset(&namespace, &daemon, &state, &node());
+        node.wait_for_rules(&daemon, &state, &model());
 
-        namespace
+        node.namespace
             .exec(&["ip", "addr", "del", NODE_IPS[0], "dev", "lo"])
             .unwrap();
         let without = Node {
             node_port_addresses_v4: NodePortAddresses::Only([].into()),
-            ..node()
+            ..model()
         };
-        wait_for_ruleset(&namespace, &daemon, &state, &without);
-        namespace
+        node.wait_for_rules(&daemon, &state, &without);
+        node.namespace
             .exec(&["ip", "addr", "add", NODE_IPS[0], "dev", "lo"])
             .unwrap();
-        wait_for_ruleset(&namespace, &daemon, &state, &node());
+        node.wait_for_rules(&daemon, &state, &model());
     });
 }
 
@@ -302,12 +203,12 @@ fn service_cidrs_and_addresses_are_followed() {
 #[test]
 fn a_folder_of_manifests_is_followed() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.yaml");
         fs::copy(path("all.yaml"), &file).unwrap();
         let mut daemon = Daemon::start(
-            &namespace,
+            &node.namespace,
             &[
                 "run",
                 "--manifests",
@@ -320,7 +221,7 @@ fn a_folder_of_manifests_is_followed() {
             ],
         )
         .unwrap();
-        wait_for_ruleset(&namespace, &daemon, &recorded("all.yaml"), &node());
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
 
         // A broken file keeps its last good state, and the log says where it is broken.
         fs::write(&file, "apiVersion: v1\nkind: Service\nmetadata: [\n").unwrap();
@@ -333,11 +234,11 @@ fn a_folder_of_manifests_is_followed() {
         .unwrap();
         let mut state = recorded("all.yaml");
         state.apply_service_cidr("more", ["10.200.0.0/16".parse().unwrap()]);
-        wait_for_ruleset(&namespace, &daemon, &state, &node());
+        node.wait_for_rules(&daemon, &state, &model());
 
         fs::copy(path("after.yaml"), &file).unwrap();
         fs::remove_file(folder.path().join("more.yaml")).unwrap();
-        wait_for_ruleset(&namespace, &daemon, &recorded("after.yaml"), &node());
+        node.wait_for_rules(&daemon, &recorded("after.yaml"), &model());
     });
 }
 
@@ -345,16 +246,16 @@ fn a_folder_of_manifests_is_followed() {
 #[test]
 fn a_host_without_ipv6_has_one_table() {
     in_sandbox(|| {
-        let namespace = node_namespace();
-        namespace
+        let node = RecordedNode::new().unwrap();
+        node.namespace
             .sysctl("net.ipv6.conf.all.disable_ipv6", "1")
             .unwrap();
         let manifests = path("all.yaml");
         let arguments = ["run", "--manifests", manifests.to_str().unwrap()];
-        let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
+        let mut daemon = Daemon::start(&node.namespace, &arguments).unwrap();
         daemon.wait_for_log("family=IPv4 full=true").unwrap();
         thread::sleep(Duration::from_millis(200));
-        let (v4, v6) = listed(&namespace);
+        let (v4, v6) = node.listed().unwrap();
         assert!(v4.is_some() && v6.is_none());
     });
 }
@@ -375,16 +276,16 @@ fn render_prints_what_run_installs() {
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let script = loadable(&String::from_utf8(output.stdout).unwrap());
-        namespace
+        node.namespace
             .exec_with_input(&["nft", "-c", "-f", "-"], &script)
             .unwrap();
-        namespace
+        node.namespace
             .exec_with_input(&["nft", "-f", "-"], &script)
             .unwrap();
-        let Compiled { v4, v6, .. } = compile(&recorded("all.yaml"), &node());
-        let (found_v4, found_v6) = listed(&namespace);
+        let Compiled { v4, v6, .. } = compile(&recorded("all.yaml"), &model());
+        let (found_v4, found_v6) = node.listed().unwrap();
         check_same(&found_v4.unwrap(), &canonical(&v4));
         check_same(&found_v6.unwrap(), &canonical(&v6));
     });
@@ -412,7 +313,7 @@ fn check_same<F: Family>(found: &FamilyRuleset<F>, wanted: &FamilyRuleset<F>) {
 #[test]
 fn hopeless_starts_say_why() {
     in_sandbox(|| {
-        let namespace = node_namespace();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let broken = folder.path().join("broken");
         fs::write(&broken, "clusters: 7\n").unwrap();
@@ -430,7 +331,7 @@ fn hopeless_starts_say_why() {
             (&["run"], "there is no in-cluster configuration"),
             (&["run", "--proxy-mode", "ipvs"], "nftables"),
         ] {
-            let mut daemon = Daemon::start(&namespace, arguments).unwrap();
+            let mut daemon = Daemon::start(&node.namespace, arguments).unwrap();
             assert_eq!(
                 daemon.wait().unwrap(),
                 Some(1),

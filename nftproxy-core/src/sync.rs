@@ -475,6 +475,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         };
         let dirty = std::mem::take(&mut self.pending);
         self.compile(state, node, &dirty, &seeds);
+        // The next steps need the memory.
+        drop(seeds);
         let service_cidrs = state.service_cidrs::<F>();
         let features = self.compilation.features();
         let desired = self

@@ -15,6 +15,7 @@ use http::{Method, Response};
 use serde_json::{Value, json};
 
 use super::body::{Body, Ending};
+use super::cache::Key;
 use super::encoding::{Encoding, negotiate};
 use super::fault::{Fault, Verb, strike};
 use super::filter::Filter;
@@ -153,13 +154,13 @@ fn good_answer(
         _ => call.encoding.ok_or_else(|| Status::of(406))?,
     };
     let mut state = shared.lock();
-    let value = match target {
-        Target::Version => version(),
+    let body = match target {
+        Target::Version => encode(encoding, &version())?,
         Target::Object { resource, key } => {
             let object = state.store(*resource).objects().get(key).ok_or_else(|| {
                 Status::not_found(format!("{} {key:?} not found", resource.plural()))
             })?;
-            resource.with_kind(Value::clone(object))
+            encode(encoding, &resource.with_kind(Value::clone(object)))?
         }
         Target::Collection {
             resource,
@@ -187,14 +188,18 @@ fn good_answer(
                 return Ok(response);
             }
             check_list(&call.query, state.streaming_lists)?;
-            list(state.store(*resource), *resource, &filter, &call.query)?
+            let State { stores, cache, .. } = &mut *state;
+            let store = &stores[*resource as usize];
+            let key = Key::new(*resource, filter.namespace(), &call.query, encoding);
+            let mut parts = cache.get(key, store.version(), || {
+                let list = list(store, *resource, &filter, &call.query)?;
+                encode(encoding, &list).map(|body| vec![body])
+            })?;
+            parts.pop().unwrap_or_default()
         }
     };
     let compresses = state.compresses && call.reads_gzip;
     drop(state);
-    let body = encoding
-        .object(&value)
-        .map_err(|e| Status::internal(format!("{e:#}")))?;
     Ok(if compresses && body.len() >= COMPRESSED_FROM {
         let mut response = whole(gzip(&body), encoding);
         let headers = response.headers_mut();
@@ -218,6 +223,11 @@ fn check_cache(state: &State, resource: Resource, call: &Call) -> Result<(), Sta
             .retry_after(1));
     }
     Ok(())
+}
+
+fn encode(encoding: Encoding, value: &Value) -> Result<Bytes, Status> {
+    let body = encoding.object(value);
+    body.map_err(|e| Status::internal(format!("{e:#}")))
 }
 
 fn version() -> Value {

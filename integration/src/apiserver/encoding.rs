@@ -108,7 +108,11 @@ impl Encoding {
     }
 
     /// One event of a watch, as a line or as a frame.
-    pub(super) fn event(self, kind: &str, object: &Value) -> anyhow::Result<Bytes> {
+    ///
+    /// # Errors
+    ///
+    /// If the object has what protobuf cannot say.
+    pub fn event(self, kind: &str, object: &Value) -> anyhow::Result<Bytes> {
         Ok(match self {
             Self::Json => format!("{}\n", json!({"type": kind, "object": object})).into(),
             Self::Protobuf => protobuf::watch_event(kind, &protobuf::object(object)?).into(),

@@ -42,6 +42,10 @@ impl Filter {
         })
     }
 
+    pub(super) fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
     /// Whether it selects by anything else than the namespace.
     pub(super) fn has_selectors(&self) -> bool {
         !(self.labels.is_empty() && self.fields.is_empty())

@@ -11,6 +11,7 @@
 
 mod answer;
 mod body;
+mod cache;
 mod connection;
 mod control;
 mod encoding;
@@ -46,6 +47,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::background::Background;
 use crate::tls::Tls;
 
+use cache::Cache;
 use connection::Connection;
 pub use encoding::{Encoding, Encodings};
 pub use fault::{Fault, Rule, Verb};
@@ -147,7 +149,9 @@ impl ApiServer {
             .with_context(|| format!("parsing a list of {}", resource.plural()))?;
         let store = Store::from_list(&list)
             .with_context(|| format!("reading a list of {}", resource.plural()))?;
-        *self.shared.lock().store_mut(resource) = store;
+        let mut state = self.shared.lock();
+        *state.store_mut(resource) = store;
+        state.cache.clear();
         Ok(())
     }
 
@@ -222,6 +226,7 @@ struct State {
     stores: [Store; Resource::ALL.len()],
     watchers: Vec<Watcher>,
     n_watches: u64,
+    cache: Cache,
     connections: Vec<Arc<Connection>>,
     requests: Vec<Request>,
     counters: [Counters; Resource::ALL.len()],

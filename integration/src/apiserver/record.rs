@@ -3,16 +3,20 @@
 //! It must not know how they are answered. Entry points: [`Request`] and [`Counters`].
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use http::request::Parts;
 use http::{HeaderMap, Version};
 
 use super::encoding::Encoding;
-use super::query::Query;
+use super::query::{Query, flag};
+use super::resource::Resource;
 
 /// One request as the server received it, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
+    /// When it came.
+    pub at: Instant,
     /// The method in capitals.
     pub method: String,
     /// The path without the query.
@@ -35,6 +39,7 @@ pub struct Request {
 impl Request {
     pub(super) fn new(parts: &Parts, query: Query, client_certificate: Option<Vec<u8>>) -> Self {
         Self {
+            at: Instant::now(),
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
             query,
@@ -48,6 +53,22 @@ impl Request {
             client_certificate,
             status: None,
         }
+    }
+
+    /// Whether it is for objects of this kind.
+    pub fn is_for(&self, resource: Resource) -> bool {
+        let plural = self.path.rsplit('/').next();
+        plural == Some(resource.plural())
+    }
+
+    /// Whether it asks for a watch, be it a streaming list or not.
+    pub fn is_watch(&self) -> bool {
+        flag(&self.query, "watch")
+    }
+
+    /// Whether it asks for a streaming list.
+    pub fn is_streaming_list(&self) -> bool {
+        self.is_watch() && flag(&self.query, "sendInitialEvents")
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::body::Chunk;
+use super::cache::Key;
 use super::encoding::Encoding;
 use super::fault::Fault;
 use super::filter::Filter;
@@ -53,8 +55,24 @@ pub(super) fn open(
              RequestWatchProgress is disabled",
         ));
     } else if is_streaming_list || (wanted == 0 && !has_no_initial_events) {
-        for object in store.objects().values() {
-            watcher.initial(object);
+        let key = Key::new(resource, watcher.filter.namespace(), query, encoding);
+        let encoded = state.cache.get(key, store.version(), || {
+            let matching = store
+                .objects()
+                .values()
+                .filter(|o| watcher.filter.matches(o));
+            let events = matching
+                .map(|object| encoding.event("ADDED", &resource.with_kind(Value::clone(object))));
+            events.collect()
+        });
+        match encoded {
+            Ok(events) if watcher.finish.is_none() => watcher.encoded(events),
+            // One by one up to the end that is set, or to the one that cannot be encoded.
+            _ => {
+                for object in store.objects().values() {
+                    watcher.initial(object);
+                }
+            }
         }
         if is_streaming_list {
             watcher.initial_events_end(store.version());

@@ -70,6 +70,13 @@ impl Watcher {
         }
     }
 
+    /// Sends events that are encoded already.
+    pub(super) fn encoded(&mut self, events: Vec<Bytes>) {
+        for event in events {
+            self.push(Ok(event));
+        }
+    }
+
     /// Sends a change as the filter sees it: an object which stops matching is deleted, one which
     /// starts matching is added.
     pub(super) fn change(&mut self, change: &Change) {

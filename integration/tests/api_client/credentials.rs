@@ -4,54 +4,48 @@ use std::fs;
 
 use integration::netns::in_sandbox;
 
-use super::scripted::{Answer, Scripted, kubeconfig, node, start};
+use integration::node::RecordedNode;
+
+use super::bed::{Bed, kubeconfig, wait_until};
 
 #[test]
 fn a_server_without_a_scheme_is_http() {
     in_sandbox(|| {
-        let namespace = node();
+        let bed = Bed::new();
         let folder = tempfile::tempdir().unwrap();
-        let server = Scripted::start(&namespace, Answer::plain);
-        let cluster = format!("server: '{}'", server.addr);
+        let cluster = format!("server: '{}'", bed.server.addr());
         let path = kubeconfig(folder.path(), &cluster, "");
-        let mut daemon = start(&namespace, &["--kubeconfig", &path]);
-        daemon
-            .wait_for_log("list complete kind=\"Service\"")
-            .unwrap();
+        let daemon = bed.node.start(&["--kubeconfig", &path]).unwrap();
+        bed.wait_for_rules(&daemon, "all.yaml");
     });
 }
 
 #[test]
 fn tokens_are_trimmed_and_read_anew_when_they_are_refused() {
     in_sandbox(|| {
-        let namespace = node();
+        let bed = Bed::new();
+        bed.server.require_token(Some("new"));
         let folder = tempfile::tempdir().unwrap();
-        let server = Scripted::start(&namespace, |request| {
-            match request.header("authorization") {
-                Some("Bearer new") => Answer::plain(request),
-                _ => Answer::refuse(401, "Unauthorized"),
-            }
-        });
         let token = folder.path().join("token");
         fs::write(&token, "old\r\n").unwrap();
-        let cluster = format!("server: '{}'", server.url());
+        let cluster = format!("server: '{}'", bed.server.url());
         let path = kubeconfig(folder.path(), &cluster, "tokenFile: token");
-        let mut daemon = start(&namespace, &["--kubeconfig", &path]);
-        server.wait_for("the old token", |r| {
-            r.header("authorization") == Some("Bearer old")
+        let mut daemon = bed.node.start(&["--kubeconfig", &path]).unwrap();
+        wait_until("the old token", || {
+            let requests = bed.server.requests();
+            let tokens = requests.iter().map(|r| r.headers["authorization"].as_str());
+            tokens.last() == Some("Bearer old")
         });
         daemon.wait_for_log("answers 401").unwrap();
         fs::write(&token, "new\n").unwrap();
-        daemon
-            .wait_for_log("list complete kind=\"Service\"")
-            .unwrap();
+        bed.wait_for_rules(&daemon, "all.yaml");
     });
 }
 
 #[test]
 fn what_cannot_be_used_ends_the_process_with_one_line() {
     in_sandbox(|| {
-        let namespace = node();
+        let node = RecordedNode::new().unwrap();
         let folder = tempfile::tempdir().unwrap();
         for (cluster, user, culprit) in [
             (
@@ -75,7 +69,7 @@ fn what_cannot_be_used_ends_the_process_with_one_line() {
             ("server: 'http://a', proxy-url: 'ftp://x'", "", "ftp://x"),
         ] {
             let path = kubeconfig(folder.path(), cluster, user);
-            let mut daemon = start(&namespace, &["--kubeconfig", &path]);
+            let mut daemon = node.start(&["--kubeconfig", &path]).unwrap();
             assert_eq!(daemon.wait().unwrap(), Some(1), "{}", daemon.log());
             daemon.wait_for_log(culprit).unwrap();
             let errors = daemon.log();

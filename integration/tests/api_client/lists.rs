@@ -1,109 +1,133 @@
-//! How lists are asked for, of servers that take one way and not another.
+//! How lists are asked for, of servers that take one way and not another, and that break off.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use integration::apiserver::{
+    Encoding, Encodings, Fault, Resource, Rule, Status, StreamingLists, Verb,
+};
+use integration::fixtures::recorded;
 use integration::netns::in_sandbox;
+use integration::node::model;
 use serde_json::json;
 
-use super::scripted::{Answer, Request, Scripted, node, start};
+use super::bed::{Asked, Bed, of_kind};
 
-fn service(name: &str, version: &str) -> serde_json::Value {
-    json!({
-        "kind": "Service", "apiVersion": "v1",
-        "metadata": {"namespace": "a", "name": name, "resourceVersion": version},
-        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
-    })
+/// Longer than it takes to ask for something.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Lists from the cache are refused, once for each kind.
+fn refuse_cached_lists(bed: &Bed) {
+    for resource in Resource::ALL {
+        let refused = Fault::Refuse(Status::of(400).message("no resourceVersion here"));
+        let rule = Rule::new(refused).on(resource).verb(Verb::List).times(1);
+        bed.server.inject(rule);
+    }
 }
 
-fn event(kind: &str, object: &serde_json::Value) -> String {
-    json!({"type": kind, "object": object}).to_string()
-}
-
+/// The best way that a server takes is found, and changes follow by watches, in both encodings.
 #[test]
-fn streams_come_first_and_go_on_as_watches() {
+fn every_server_is_followed_in_its_best_way() {
+    use Asked::{Cached, Page, Streamed, Watch};
+    let without = [
+        StreamingLists::WithoutStorage,
+        StreamingLists::SwitchedOff,
+        StreamingLists::Unknown,
+    ];
+    let mut cases = vec![(StreamingLists::Served, false, vec![Streamed], "streamed")];
+    cases.extend(without.map(|lists| (lists, false, vec![Streamed, Cached, Watch], "whole")));
+    let pages = vec![Streamed, Cached, Page, Watch];
+    cases.push((StreamingLists::SwitchedOff, true, pages, "in pages"));
     in_sandbox(|| {
-        let namespace = node();
-        let server = Scripted::start(&namespace, |request| {
-            let end = json!({"kind": "Service", "metadata": {
-                "resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"},
-            }});
-            if !request.is_streaming_list() {
-                return Answer::refuse(500, "nobody should ask");
+        for (lists, refuses_cached, expected, how) in &cases {
+            for encoding in [Encoding::Protobuf, Encoding::Json] {
+                let bed = Bed::new();
+                bed.server.set_streaming_lists(*lists);
+                if *refuses_cached {
+                    refuse_cached_lists(&bed);
+                }
+                let name = if encoding == Encoding::Json {
+                    bed.server.set_encodings(Encodings::JsonRegardless);
+                    "json"
+                } else {
+                    "protobuf"
+                };
+                let mut daemon = bed.start();
+                for kind in Resource::ALL.map(Resource::kind) {
+                    let line = format!("list complete kind=\"{kind}\"");
+                    daemon.wait_for_log(&line).unwrap();
+                }
+                bed.wait_for_rules(&daemon, "all.yaml");
+                bed.replay();
+                bed.wait_for_rules(&daemon, "after.yaml");
+                assert!(bed.server.wait_for_watches(4, SOON), "{}", daemon.log());
+                for resource in Resource::ALL {
+                    let case = format!("{lists:?} {encoding:?} {resource:?}");
+                    assert_eq!(bed.asked(resource), *expected, "{case}");
+                    let requests = of_kind(&bed.server, resource);
+                    let last = requests.last().unwrap();
+                    assert_eq!(last.encoding, Some(encoding), "{case}");
+                }
+                let line = format!("encoding=\"{name}\" how=\"{how}\"");
+                let log = daemon.log();
+                assert_eq!(log.matches(&line).count(), Resource::ALL.len(), "{log}");
             }
-            let mut events = vec![event("BOOKMARK", &end)];
-            if request.is_for("services") {
-                events.insert(0, event("ADDED", &service("web", "5")));
-            }
-            Answer::Open(events)
-        });
-        let mut daemon = start(&namespace, &["--master", &server.url()]);
-        daemon
-            .wait_for_log("list complete kind=\"Service\" count=1")
-            .unwrap();
-        assert!(
-            daemon.log().contains("how=\"streamed\""),
-            "{}",
-            daemon.log()
-        );
-        daemon
-            .wait_for_log("kind=\"EndpointSlice\" count=0")
-            .unwrap();
-        let first = server.wait_for("a list", |r| r.is_for("services"));
-        assert!(
-            first.target.contains("resourceVersionMatch=NotOlderThan"),
-            "{first:?}"
-        );
-        assert!(
-            first.target.contains("allowWatchBookmarks=true"),
-            "{first:?}"
-        );
-        assert_eq!(
-            first.header("accept"),
-            Some("application/vnd.kubernetes.protobuf,application/json")
-        );
-        assert!(first.header("accept-encoding").is_none());
+        }
     });
 }
 
-/// Without streams and without a cache there are pages; one that is no longer there costs a list.
+/// What a request carries that no server refuses.
 #[test]
-fn pages_are_the_last_resort() {
+fn requests_are_those_of_good_clients() {
     in_sandbox(|| {
-        let namespace = node();
-        let has_expired = AtomicBool::new(false);
-        let server = Scripted::start(&namespace, move |request| {
-            let list = |meta: serde_json::Value, name: &str| {
-                let list = json!({
-                    "kind": "ServiceList", "metadata": meta, "items": [service(name, "5")],
-                });
-                Answer::Whole(200, "", list.to_string())
-            };
-            let has = |text: &str| request.target.contains(text);
-            if !request.is_for("services") || request.is_watch() {
-                Answer::plain(request)
-            } else if has("resourceVersion=") {
-                Answer::refuse(400, "no resourceVersion here")
-            } else if has("continue=c1") && !has_expired.swap(true, Ordering::Relaxed) {
-                Answer::refuse(410, "the page is gone")
-            } else if has("limit=500") {
-                list(json!({"resourceVersion": "7", "continue": "c1"}), "one")
-            } else {
-                list(json!({"resourceVersion": "8"}), "two")
-            }
-        });
-        let mut daemon = start(&namespace, &["--master", &server.url()]);
-        daemon
-            .wait_for_log("list complete kind=\"Service\" count=1")
-            .unwrap();
-        assert!(
-            daemon.log().contains("how=\"in pages\""),
-            "{}",
-            daemon.log()
+        let bed = Bed::new();
+        bed.server.set_streaming_lists(StreamingLists::Served);
+        let daemon = bed.start();
+        bed.wait_for_rules(&daemon, "all.yaml");
+        let request = &of_kind(&bed.server, Resource::Services)[0];
+        assert_eq!(request.query["resourceVersionMatch"], "NotOlderThan");
+        assert_eq!(request.query["allowWatchBookmarks"], "true");
+        assert_eq!(
+            request.headers["accept"],
+            "application/vnd.kubernetes.protobuf,application/json"
         );
-        let watch = server.wait_for("a watch", |r| {
-            r.is_for("services") && r.is_watch() && !r.is_streaming_list()
-        });
-        assert!(watch.target.contains("resourceVersion=8"), "{watch:?}");
+        assert!(!request.headers.contains_key("accept-encoding"));
+    });
+}
+
+/// A page that is no longer there costs a list, which is asked for whole.
+#[test]
+fn pages_that_expire_are_replaced_by_a_whole_list() {
+    use Asked::{Cached, Latest, Page, Streamed, Watch};
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let mut state = recorded("all.yaml");
+        // With the recorded ones they fill three pages of 500.
+        for number in 0..1000 {
+            let name = format!("more-{number}");
+            let object = json!({
+                "kind": "Service", "apiVersion": "v1",
+                "metadata": {"namespace": "more", "name": name},
+                "spec": {
+                    "clusterIP": format!("10.96.{}.{}", 100 + number / 250, number % 250),
+                    "ports": [{"port": 80}],
+                },
+            });
+            let service = serde_json::from_value(object.clone()).unwrap();
+            let service = nftproxy_core::k8s::service(&service, &mut Vec::new());
+            state.apply_service(service.unwrap());
+            bed.server.upsert(object).unwrap();
+        }
+        refuse_cached_lists(&bed);
+        let gone = Fault::Refuse(Status::of(410).message("the page is gone"));
+        let pages = Rule::new(gone).on(Resource::Services).verb(Verb::List);
+        bed.server.inject(pages.skip(1).times(1));
+        let daemon = bed.start();
+        bed.node.wait_for_rules(&daemon, &state, &model());
+        bed.wait_until_asked(Resource::Services, Watch, 1);
+        assert_eq!(
+            bed.asked(Resource::Services),
+            [Streamed, Cached, Page, Page, Latest, Watch]
+        );
     });
 }
 
@@ -111,22 +135,18 @@ fn pages_are_the_last_resort() {
 #[test]
 fn servers_without_the_field_selector_are_asked_without() {
     in_sandbox(|| {
-        let namespace = node();
-        let has_selector = |request: &Request| request.target.contains("fieldSelector=spec.");
-        let server = Scripted::start(&namespace, move |request| {
-            if has_selector(request) {
-                Answer::refuse(400, "field label not supported: spec.clusterIP")
-            } else {
-                Answer::plain(request)
-            }
-        });
-        let mut daemon = start(&namespace, &["--master", &server.url()]);
+        let bed = Bed::new();
+        bed.server.forget_field_label("spec.clusterIP");
+        let mut daemon = bed.start();
         daemon.wait_for_log("has no such field selector").unwrap();
-        daemon
-            .wait_for_log("list complete kind=\"Service\"")
-            .unwrap();
-        let requests = server.requests();
-        assert_eq!(requests.iter().filter(|r| has_selector(r)).count(), 1);
+        bed.wait_for_rules(&daemon, "all.yaml");
+        bed.replay();
+        bed.wait_for_rules(&daemon, "after.yaml");
+        let requests = of_kind(&bed.server, Resource::Services);
+        let with = requests
+            .iter()
+            .filter(|r| r.query.contains_key("fieldSelector"));
+        assert_eq!(with.count(), 1);
     });
 }
 
@@ -134,24 +154,17 @@ fn servers_without_the_field_selector_are_asked_without() {
 #[test]
 fn one_bad_object_stops_nothing() {
     in_sandbox(|| {
-        let namespace = node();
-        let server = Scripted::start(&namespace, |request| {
-            if !request.is_for("services") || request.is_watch() {
-                return Answer::plain(request);
-            }
-            let mut bad = service("bad", "3");
-            bad["spec"]["ports"] = "80".into();
-            let list = json!({
-                "kind": "ServiceList", "metadata": {"resourceVersion": "7"},
-                "items": [bad, service("good", "4")],
-            });
-            Answer::Whole(200, "", list.to_string())
+        let bed = Bed::new();
+        bed.server.set_encodings(Encodings::Json);
+        let bad = json!({
+            "kind": "Service", "apiVersion": "v1",
+            "metadata": {"namespace": "a", "name": "bad"},
+            "spec": {"clusterIP": "10.96.3.3", "ports": "80"},
         });
-        let mut daemon = start(&namespace, &["--master", &server.url()]);
-        daemon
-            .wait_for_log("list complete kind=\"Service\" count=2")
-            .unwrap();
+        bed.server.upsert(bad).unwrap();
+        let mut daemon = bed.start();
         daemon.wait_for_log("namespace=\"a\" name=\"bad\"").unwrap();
+        bed.wait_for_rules(&daemon, "all.yaml");
     });
 }
 
@@ -159,27 +172,106 @@ fn one_bad_object_stops_nothing() {
 #[test]
 fn servers_without_service_cidrs_are_served_as_well() {
     in_sandbox(|| {
-        let namespace = node();
-        let server = Scripted::start(&namespace, |request| {
-            if request.is_for("servicecidrs") {
-                Answer::refuse(404, "the server could not find the requested resource")
-            } else {
-                Answer::plain(request)
-            }
-        });
-        let mut daemon = start(&namespace, &["--master", &server.url()]);
+        let bed = Bed::new();
+        let absent = Fault::Refuse(Status::of(404));
+        bed.server
+            .inject(Rule::new(absent).on(Resource::ServiceCidrs));
+        let mut daemon = bed.start();
         daemon
             .wait_for_log("the API server has none of this kind kind=\"ServiceCIDR\"")
             .unwrap();
-        daemon
-            .wait_for_log("list complete kind=\"Service\"")
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_secs(3));
-        let requests = server.requests();
-        assert_eq!(
-            requests.iter().filter(|r| r.is_for("servicecidrs")).count(),
-            1
-        );
+        daemon.wait_for_log("family=IPv4 full=true").unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(of_kind(&bed.server, Resource::ServiceCidrs).len(), 1);
         assert!(!daemon.log().contains("watch failed"), "{}", daemon.log());
+    });
+}
+
+/// No list is taken for complete that is not, and what a broken one brought is no harm.
+#[test]
+fn lists_that_break_off_are_asked_for_again() {
+    in_sandbox(|| {
+        for (lists, verb) in [
+            (StreamingLists::Served, Verb::Watch),
+            (StreamingLists::SwitchedOff, Verb::List),
+        ] {
+            for fault in [Fault::Cut { after: 3000 }, Fault::Truncate { after: 3000 }] {
+                let bed = Bed::new();
+                bed.server.set_streaming_lists(lists);
+                let rule = Rule::new(fault).on(Resource::EndpointSlices).verb(verb);
+                bed.server.inject(rule.times(1));
+                let mut daemon = bed.start();
+                daemon
+                    .wait_for_log("list complete kind=\"Service\"")
+                    .unwrap();
+                bed.wait_for_rules(&daemon, "all.yaml");
+                assert!(of_kind(&bed.server, Resource::EndpointSlices).len() > 1);
+            }
+        }
+    });
+}
+
+/// 410 comes as an event in the midst of a watch, and the list that is to mend it breaks off.
+/// Objects stay in force meanwhile, and nothing is lost or doubled.
+#[test]
+fn versions_that_are_forgotten_in_the_midst_lose_nothing() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.server.set_streaming_lists(StreamingLists::Served);
+        let daemon = bed.start();
+        bed.wait_for_rules(&daemon, "all.yaml");
+        let before = bed.node.listed().unwrap();
+        assert!(bed.server.wait_for_watches(4, SOON));
+
+        let slices = |fault| Rule::new(fault).on(Resource::EndpointSlices).times(1);
+        let expired = Fault::FailWatch {
+            after: 0,
+            status: Status::of(410),
+        };
+        bed.server.inject(slices(expired));
+        bed.server.inject(slices(Fault::Cut { after: 2000 }));
+        bed.server.disconnect_watches();
+        bed.wait_until_asked(Resource::EndpointSlices, Asked::Streamed, 2);
+        // One list broke off.
+        assert!(bed.node.listed().unwrap() == before, "{}", daemon.log());
+
+        let services = |fault| Rule::new(fault).on(Resource::Services).times(1);
+        let expired = Fault::FailWatch {
+            after: 2,
+            status: Status::of(410),
+        };
+        bed.server.inject(services(expired));
+        bed.server.disconnect_watches();
+        bed.replay();
+        bed.wait_for_rules(&daemon, "after.yaml");
+        bed.wait_until_asked(Resource::Services, Asked::Streamed, 2);
+        let asked = bed.asked(Resource::Services);
+        // Both connections that were lost cost it a watch.
+        let [streamed, watch] = [Asked::Streamed, Asked::Watch];
+        assert_eq!(asked, [streamed, watch, watch, streamed]);
+    });
+}
+
+/// Over HTTP/2 one connection serves all; when it is lost, watches go on where they were.
+#[test]
+fn one_connection_with_tls_serves_all() {
+    in_sandbox(|| {
+        let bed = Bed::with_tls();
+        bed.server.set_streaming_lists(StreamingLists::Served);
+        let daemon = bed.start();
+        bed.wait_for_rules(&daemon, "all.yaml");
+        assert_eq!(bed.server.open_connections(), 1);
+        bed.server.cut_connections();
+        bed.replay();
+        bed.wait_for_rules(&daemon, "after.yaml");
+        for resource in Resource::ALL {
+            bed.wait_until_asked(resource, Asked::Watch, 1);
+            assert_eq!(bed.asked(resource), [Asked::Streamed, Asked::Watch]);
+        }
+        assert_eq!(bed.server.open_connections(), 1);
+        for request in bed.server.requests() {
+            assert_eq!(request.http_version, "2", "{request:?}");
+            assert_eq!(request.encoding, Some(Encoding::Protobuf), "{request:?}");
+        }
     });
 }

@@ -1,11 +1,12 @@
-//! The real binary before API servers that behave badly, or just unlike others.
+//! The real binary before API servers of all kinds, in all conditions.
 
 #![allow(
     clippy::unwrap_used,
     reason = "clippy takes helpers outside of `#[test]` functions for ordinary code"
 )]
 
+mod absence;
 mod backoff;
+mod bed;
 mod credentials;
 mod lists;
-mod scripted;

@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use integration::apiserver::{ApiServer, Resource};
+use integration::apiserver::ApiServer;
+use integration::node::load;
 use serde_json::{Value, json};
 
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,12 +27,7 @@ pub(crate) const PATH_OF_SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslice
 
 pub(crate) fn cluster_small() -> ApiServer {
     let server = ApiServer::start().unwrap();
-    server.load_list(Resource::Services, SERVICES).unwrap();
-    server.load_list(Resource::EndpointSlices, SLICES).unwrap();
-    server.load_list(Resource::Nodes, NODES).unwrap();
-    server
-        .load_list(Resource::ServiceCidrs, SERVICE_CIDRS)
-        .unwrap();
+    load(&server).unwrap();
     server
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
-use nftproxy_core::apply::netlink::{Monitor, Netlink};
+use nftproxy_core::apply::netlink::{Monitor, Netlink, share_heap};
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
@@ -28,10 +28,11 @@ use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
 
 /// Events that may wait for a sync to finish; whoever has more waits with them.
-const EVENT_QUEUE: usize = 1024;
+pub(crate) const EVENT_QUEUE: usize = 1024;
 
 /// Runs until told to stop. The rules stay in the kernel.
 pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
+    share_heap();
     let node_name = super::node_name(settings)?;
     let allow_external_ips = settings.feature_gates.allow_service_external_ips;
     let (kernels, monitor) = open_kernels(settings)?;

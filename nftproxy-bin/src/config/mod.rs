@@ -31,7 +31,7 @@ use nftproxy_core::model::InterfaceName;
 
 pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
-pub(crate) use self::file::KubeProxyConfiguration;
+pub(crate) use self::file::{KubeProxyConfiguration, PROTOBUF};
 pub(crate) use self::flags::ConfigFlags;
 pub(crate) use self::validate::FieldError;
 

@@ -5,7 +5,7 @@
 
 pub(crate) mod addresses;
 pub(crate) mod api;
-mod convert;
+pub(crate) mod convert;
 mod event;
 pub(crate) mod files;
 pub(crate) mod manifests;

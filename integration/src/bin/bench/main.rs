@@ -48,6 +48,11 @@ struct Arguments {
     /// Run the job of this name in this process, and print its rows as JSON
     #[arg(long, value_name = "JOB")]
     row: Option<String>,
+    /// Be so many nodes of the cluster of --kubeconfig, for the job `daemon, fleet`
+    #[arg(long, value_name = "N", requires = "kubeconfig", hide = true)]
+    nodes: Option<usize>,
+    #[arg(long, value_name = "PATH", hide = true)]
+    kubeconfig: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +69,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     let jobs = rows::jobs(Scale {
         is_quick: arguments.quick,
     });
+    if let (Some(n_nodes), Some(kubeconfig)) = (arguments.nodes, &arguments.kubeconfig) {
+        return rows::follow(kubeconfig, n_nodes);
+    }
     if let Some(name) = &arguments.row {
         let mut jobs = jobs.iter();
         let job = jobs.find(|job| job.name == *name);

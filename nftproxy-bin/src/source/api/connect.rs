@@ -32,8 +32,8 @@ const TCP_KEEPALIVE_PROBES: u32 = 3;
 /// probe, whose count the kernel does not look at once there is such a limit.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(19);
 /// Through a proxy the kernel knows only how the proxy fares; so the server is asked as well, as
-/// Go's clients ask it.
-const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// Go's clients ask it after 30 s.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// What the server may send before we have read it. More would be held in memory when we are
 /// slower; less would hold lists up over long ways.

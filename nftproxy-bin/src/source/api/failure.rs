@@ -23,6 +23,8 @@ pub(super) enum Failure {
     Unreadable(String),
     /// A list that was to be streamed never became complete.
     NoList,
+    /// A list broke off.
+    ListBroken(String),
     /// A watch ended so soon that the next one must wait.
     Short,
     /// Our own credentials cannot be had.
@@ -55,13 +57,29 @@ impl Failure {
         }
     }
 
+    /// Whether the server is in trouble, so that another way to ask is hardly better.
+    pub(super) fn is_trouble(&self) -> bool {
+        matches!(self, Self::Answer { code: 500.., .. })
+    }
+
+    /// The same while a list was coming.
+    pub(super) fn of_list(self) -> Self {
+        match self {
+            Self::Broken(text) => Self::ListBroken(text),
+            Self::Silent(_) => Self::NoList,
+            other => other,
+        }
+    }
+
     /// Whether it may be over from one moment to the next, when the server has started or is
     /// reachable again.
     pub(super) fn is_outage(&self) -> bool {
         match self {
             Self::Answer { code, .. } => matches!(code, 401 | 403 | 429 | 500..),
             Self::Broken(_) | Self::Silent(_) | Self::Local(_) => true,
-            Self::Unreachable | Self::Unreadable(_) | Self::NoList | Self::Short => false,
+            // Lists are what costs a server most: none is asked for once a second.
+            Self::NoList | Self::ListBroken(_) => false,
+            Self::Unreachable | Self::Unreadable(_) | Self::Short => false,
         }
     }
 
@@ -108,7 +126,8 @@ impl fmt::Display for Failure {
             Self::Broken(text) => write!(f, "the connection broke: {text}"),
             Self::Silent(text) => write!(f, "{text} came in time"),
             Self::Unreadable(text) => write!(f, "the answer cannot be read: {text}"),
-            Self::NoList => f.write_str("a list that is streamed does not end"),
+            Self::NoList => f.write_str("a list does not end"),
+            Self::ListBroken(text) => write!(f, "a list broke off: {text}"),
             Self::Short => f.write_str("watches end as soon as they begin"),
             Self::Local(text) => f.write_str(text),
         }

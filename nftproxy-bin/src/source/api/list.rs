@@ -3,11 +3,9 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::frames::MAX_FRAME;
-use super::wire::protobuf::{Tag, Unreadable, varint};
+use super::wire::message::decode;
+use super::wire::protobuf::{MAGIC, Tag, Unreadable, varint};
 use super::wire::{Encoding, ListMeta};
-
-/// What a list starts with in protobuf.
-const MAGIC: &[u8] = b"k8s\0";
 
 /// A list that is being read.
 pub(super) enum List {
@@ -183,7 +181,7 @@ impl Protobuf {
                 };
                 self.n_left = Some(n_left);
                 match tag.number {
-                    1 => self.meta = ListMeta::from_protobuf(&field)?,
+                    1 => self.meta = decode(Encoding::Protobuf, &field)?,
                     2 => items.push(field),
                     _ => {}
                 }

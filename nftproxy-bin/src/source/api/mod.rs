@@ -30,6 +30,7 @@ mod reflector;
 mod status;
 mod tls;
 mod url;
+mod ways;
 mod wire;
 
 use std::sync::Arc;
@@ -46,6 +47,8 @@ use self::client::Client;
 use self::limit::Limit;
 use self::recovery::Recovery;
 use self::reflector::{Reflector, Resource};
+pub use self::wire::Encoding;
+pub(crate) use self::wire::{Object, object_in};
 use super::Event;
 use super::convert::{Nodes, ServiceCidrs, Services, Slices};
 use crate::config::Settings;

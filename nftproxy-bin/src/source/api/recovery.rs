@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::backoff;
 use super::failure::Failure;
+
+/// Whoever is woken by another need not ask often: it waits as if it had failed so often before.
+const PATIENCE: u32 = 2;
 
 /// What all watches share.
 pub(super) struct Recovery {
@@ -25,6 +28,7 @@ pub(super) struct Recovery {
 pub(super) struct Streak {
     n_failures: u32,
     since: Option<Instant>,
+    has_expired: bool,
 }
 
 impl Streak {
@@ -33,10 +37,12 @@ impl Streak {
         self.n_failures > 0
     }
 
-    /// Counts a failure that nobody waits for.
-    pub(super) fn begin(&mut self) {
-        self.n_failures += 1;
+    /// Counts versions that the server has forgotten. Whether nobody need wait for that: nothing is
+    /// wrong but that we were away for too long; more of the same would be.
+    pub(super) fn expires(&mut self) -> bool {
+        self.n_failures = self.n_failures.saturating_add(1);
         self.since.get_or_insert_with(Instant::now);
+        !std::mem::replace(&mut self.has_expired, true)
     }
 }
 
@@ -76,14 +82,12 @@ impl Recovery {
         let n_failures = streak.n_failures;
         streak.n_failures = n_failures.saturating_add(1);
         let since = *streak.since.get_or_insert_with(Instant::now);
-        if let Some(pause) = failure.retry_after() {
-            // The server knows why; nobody wakes us earlier.
-            let margin = backoff::part_of(pause / 4);
-            sleep(pause.max(backoff::pause(0)) + margin).await;
-            return;
-        }
+        // The server knows why; nobody wakes us earlier.
+        let least = failure.retry_after().map_or(Duration::ZERO, |pause| {
+            pause.max(backoff::pause(0)) + backoff::part_of(pause / 4)
+        });
         if !failure.is_outage() {
-            sleep(backoff::pause(n_failures)).await;
+            sleep(backoff::pause(n_failures).max(least)).await;
             return;
         }
         if n_failures == 0 && failure.is_broken() {
@@ -95,10 +99,12 @@ impl Recovery {
         let search = self.search();
         let pause = match &search {
             Some(_) => backoff::search_pause(n_failures, since.elapsed()),
-            None => backoff::pause(n_failures),
+            None => backoff::pause(n_failures.saturating_add(PATIENCE)),
         };
+        let start = Instant::now();
+        sleep(least).await;
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep_until(start + pause.max(least)) => {}
             // Nobody sends any more when everything ends.
             _ = works.changed() => {}
         }
@@ -123,6 +129,7 @@ impl Drop for Search<'_> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
 
@@ -160,7 +167,7 @@ mod tests {
                 tokio::spawn(async move {
                     let mut streak = Streak {
                         n_failures: 9,
-                        since: None,
+                        ..Streak::default()
                     };
                     seconds(&recovery, &mut streak, &refusal(503, None)).await
                 })
@@ -176,6 +183,16 @@ mod tests {
     }
 
     #[test]
+    fn versions_may_expire_once() {
+        let mut streak = Streak {
+            n_failures: 9,
+            ..Streak::default()
+        };
+        assert!(streak.expires());
+        assert!(!streak.expires());
+    }
+
+    #[test]
     fn what_all_watches_suffer_is_said_once() {
         let recovery = Recovery::new();
         assert!(recovery.is_news("Service", "a"));
@@ -187,6 +204,40 @@ mod tests {
         assert!(!recovery.is_over("Service"));
         assert!(recovery.is_over("Node"));
         assert!(!recovery.is_over("Node"));
+    }
+
+    /// What a node does to a server that is in trouble for a minute, and how soon it is back.
+    #[tokio::test(start_paused = true)]
+    async fn a_minute_of_refusals_is_a_request_a_second_and_no_wait() {
+        for retry_after in [None, Some(1)] {
+            let recovery = Arc::new(Recovery::new());
+            let is_well = Arc::new(AtomicBool::new(false));
+            let n_requests = Arc::new(AtomicU32::new(0));
+            let watches: Vec<_> = (0..4)
+                .map(|_| {
+                    let recovery = recovery.clone();
+                    let (is_well, n_requests) = (is_well.clone(), n_requests.clone());
+                    tokio::spawn(async move {
+                        let mut streak = Streak::default();
+                        while !is_well.load(Ordering::Relaxed) {
+                            n_requests.fetch_add(1, Ordering::Relaxed);
+                            recovery.wait(&mut streak, &refusal(503, retry_after)).await;
+                        }
+                        recovery.works();
+                    })
+                })
+                .collect();
+            sleep(Duration::from_secs(60)).await;
+            let n_requests = n_requests.load(Ordering::Relaxed);
+            assert!((40..70).contains(&n_requests), "{n_requests}");
+            is_well.store(true, Ordering::Relaxed);
+            let back = Instant::now();
+            for watch in watches {
+                watch.await.unwrap();
+            }
+            let seconds = back.elapsed().as_secs_f64();
+            assert!(seconds < 1.6, "{seconds}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

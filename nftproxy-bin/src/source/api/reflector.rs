@@ -23,6 +23,7 @@ use super::list::List;
 use super::query::Query;
 use super::recovery::{Recovery, Streak};
 use super::status::Status;
+use super::ways::{Refused, Way};
 use super::wire::protobuf::Unreadable;
 use super::wire::{Encoding, Item, ListMeta, Object, WatchEvent};
 use crate::error::chain;
@@ -48,8 +49,6 @@ const MAX_SHORT: u32 = 2;
 const ABSENCE: Duration = Duration::from_secs(600);
 /// Watches that many nodes lost together begin anew over this time.
 const SPREAD: Duration = Duration::from_millis(500);
-/// A server that is better by then is asked again for what it refused.
-const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -62,22 +61,6 @@ pub(super) struct Resource {
     pub(super) can_do_without_fields: bool,
     /// Whether a server may not have the kind at all.
     pub(super) is_optional: bool,
-}
-
-/// The ways to list, the best first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Way {
-    Streamed,
-    Cached,
-    Paged,
-}
-
-/// What one server is known to refuse.
-#[derive(Debug, Clone, Default)]
-struct Refused {
-    streams: Option<Instant>,
-    cached: Option<Instant>,
-    fields: Option<Instant>,
 }
 
 /// Why a watch is over, if it did not fail.
@@ -106,6 +89,9 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     not_older_than: Option<String>,
     /// By server.
     refused: Vec<Refused>,
+    /// The way to list in the next attempt, if it is not to be the best: the server is in trouble,
+    /// and one way is tried at a time.
+    next_way: Option<Way>,
     server: usize,
     streak: Streak,
     n_short: u32,
@@ -156,6 +142,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             version: None,
             not_older_than: None,
             refused,
+            next_way: None,
             server: 0,
             streak: Streak::default(),
             n_short: 0,
@@ -211,9 +198,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         if self.resumes_too_late(&failure) {
             let had_version = self.version.take().is_some();
             self.not_older_than = Some(String::new());
-            if had_version && !self.streak.goes_on() {
-                // Nothing is wrong but that we were away for too long; more of the same would be.
-                self.streak.begin();
+            if had_version && self.streak.expires() {
                 return;
             }
         }
@@ -264,7 +249,8 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
 
     /// Lists, in the best way that the server takes; a streamed list goes on as a watch.
     async fn list(&mut self) -> Result<Option<Watched>, Stop> {
-        let first = self.way();
+        let best = self.refused[self.server].best_way();
+        let first = self.next_way.take().map_or(best, |way| way.max(best));
         let mut way = first;
         loop {
             let result = match way {
@@ -274,43 +260,24 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             match result {
                 Ok(watched) => {
                     if way != first {
-                        self.remember(first, way);
+                        self.refused[self.server].remember(first, way);
                     }
                     return Ok(watched);
                 }
                 Err(Stop::Failed(failure)) if self.drops_fields(&failure) => {}
-                Err(Stop::Failed(failure)) if failure.is_refusal() && way != Way::Paged => {
+                Err(Stop::Failed(failure)) if failure.is_refusal() => {
                     debug!(kind = self.resource.kind, ?way, error = %failure, "list refused");
-                    way = if way == Way::Streamed {
-                        Way::Cached
-                    } else {
-                        Way::Paged
-                    };
+                    let next = way.next();
+                    match next {
+                        Some(next) if !self.is_failing() || !failure.is_trouble() => way = next,
+                        _ => {
+                            self.next_way = next;
+                            return Err(failure.into());
+                        }
+                    }
                 }
                 Err(stop) => return Err(stop),
             }
-        }
-    }
-
-    fn way(&self) -> Way {
-        let refused = &self.refused[self.server];
-        let lately = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < REMEMBERED);
-        match (lately(refused.streams), lately(refused.cached)) {
-            (false, _) => Way::Streamed,
-            (true, false) => Way::Cached,
-            (true, true) => Way::Paged,
-        }
-    }
-
-    /// The server refused what is better than `way`, from `first` on.
-    fn remember(&mut self, first: Way, way: Way) {
-        let refused = &mut self.refused[self.server];
-        let now = Some(Instant::now());
-        if first <= Way::Streamed && way > Way::Streamed {
-            refused.streams = now;
-        }
-        if first <= Way::Cached && way > Way::Cached {
-            refused.cached = now;
         }
     }
 
@@ -399,7 +366,10 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
     ) -> Result<(ListMeta, Encoding), Stop> {
         let (mut response, encoding) = self.get(query).await?;
         let mut list = List::new(encoding);
-        while let Some(chunk) = chunk(&mut response, LIST_SILENCE).await? {
+        while let Some(chunk) = chunk(&mut response, LIST_SILENCE)
+            .await
+            .map_err(Failure::of_list)?
+        {
             listing.n_bytes += chunk.len();
             for item in list.push(&chunk)? {
                 self.item(Item::decode(encoding, &item)?, Some(listing))
@@ -530,7 +500,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
                 }
                 Ok(None) => break,
                 Err(Failure::Silent(_)) if listing.is_none() => break,
-                Err(Failure::Silent(_)) => return Err(Failure::NoList.into()),
+                Err(failure) if listing.is_some() => return Err(failure.of_list().into()),
                 Err(failure) => return Err(failure.into()),
             }
         }

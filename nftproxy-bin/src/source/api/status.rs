@@ -5,11 +5,11 @@ use std::time::Duration;
 use http::HeaderMap;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::wire::Encoding;
-use super::wire::protobuf::{Fields, Unreadable, Value, unwrap};
+use super::wire::message::{self, Number, One, Text, message};
+use super::wire::protobuf::{Unreadable, unwrap};
 
 /// What may be read of an answer whose status says enough.
 const MAX_LENGTH: usize = 64 << 10;
@@ -26,20 +26,30 @@ pub(super) struct Status {
     pub(super) retry_after: Option<Duration>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Json {
-    code: Option<u16>,
-    reason: Option<String>,
-    message: Option<String>,
+/// The object as it is sent.
+#[derive(Default)]
+struct Sent {
+    message: String,
+    reason: String,
     details: Option<Details>,
+    code: i32,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+message!(Sent {
+    3 "message" message: Text,
+    4 "reason" reason: Text,
+    5 "details" details: One,
+    6 "code" code: Number,
+});
+
+#[derive(Default)]
 struct Details {
-    retry_after_seconds: Option<u64>,
+    retry_after_seconds: i32,
 }
+
+message!(Details {
+    5 "retryAfterSeconds" retry_after_seconds: Number,
+});
 
 /// Reads the body of an answer, as far as it says something.
 pub(super) async fn read(headers: &HeaderMap, body: Incoming) -> Status {
@@ -68,44 +78,20 @@ fn first_line(body: &[u8]) -> String {
 impl Status {
     /// Decodes one, in protobuf with its envelope.
     pub(super) fn decode(encoding: Encoding, bytes: &[u8]) -> Result<Self, Unreadable> {
-        match encoding {
-            Encoding::Json => {
-                let json: Json = serde_json::from_slice(bytes)?;
-                let seconds = json.details.and_then(|details| details.retry_after_seconds);
-                Ok(Self {
-                    code: json.code.unwrap_or_default(),
-                    reason: json.reason.unwrap_or_default(),
-                    message: json.message.unwrap_or_default(),
-                    retry_after: seconds.filter(|s| *s > 0).map(Duration::from_secs),
-                })
-            }
-            Encoding::Protobuf => Self::from_protobuf(unwrap(bytes)?),
-        }
+        let bytes = match encoding {
+            Encoding::Json => bytes,
+            Encoding::Protobuf => unwrap(bytes)?,
+        };
+        let sent: Sent = message::decode(encoding, bytes)?;
+        let seconds = sent
+            .details
+            .map_or(0, |details| details.retry_after_seconds);
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        Ok(Self {
+            code: u16::try_from(sent.code).unwrap_or_default(),
+            reason: sent.reason,
+            message: sent.message,
+            retry_after: (seconds > 0).then(|| Duration::from_secs(seconds)),
+        })
     }
-
-    fn from_protobuf(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let mut status = Self::default();
-        let mut fields = Fields::new(bytes);
-        while let Some((number, value)) = fields.next()? {
-            match number {
-                3 => status.message = value.string()?,
-                4 => status.reason = value.string()?,
-                5 => status.retry_after = retry_after(value)?,
-                6 => status.code = u16::try_from(value.int32()?).unwrap_or_default(),
-                _ => {}
-            }
-        }
-        Ok(status)
-    }
-}
-
-fn retry_after(details: Value<'_>) -> Result<Option<Duration>, Unreadable> {
-    let mut fields = Fields::new(details.bytes()?);
-    let mut seconds = 0;
-    while let Some((number, value)) = fields.next()? {
-        if number == 5 {
-            seconds = u64::try_from(value.int32()?).unwrap_or_default();
-        }
-    }
-    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }

@@ -263,3 +263,12 @@ pub(super) fn trim_heap() {
         sys::libc::malloc_trim(0);
     }
 }
+
+/// Has the C library keep one heap for all threads. Only the GNU one has several.
+pub(super) fn share_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes two numbers, and may be called at any time by any thread.
+    unsafe {
+        sys::libc::mallopt(sys::libc::M_ARENA_MAX, 1);
+    }
+}

@@ -66,6 +66,13 @@ pub fn trim_heap() {
     ffi::trim_heap();
 }
 
+/// Has all threads that start from now on share one heap, so that what one frees another can use:
+/// events come from one thread and are stored by another. With another C library than that of GNU
+/// this does nothing.
+pub fn share_heap() {
+    ffi::share_heap();
+}
+
 /// An `NLMSG_ERROR`.
 struct Refusal {
     sequence: u32,

@@ -1,12 +1,14 @@
-//! From the API server's JSON to the model.
+//! From what the API server sends to the model, in either encoding.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use bytes::{Buf as _, Bytes};
+use integration::apiserver::{self, Resource};
 use integration::fixtures::{self, NODE_NAME};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use nftproxy_core::k8s;
+use nftproxy_bin::bench::{self, Encoding};
 use nftproxy_core::model::{SliceEndpoints, State};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
@@ -17,7 +19,7 @@ use crate::measure::{Memory, spread};
 use crate::table::Row;
 
 const GROUP: &str = "decode";
-const FLOOR: &str = "the same JSON parsed and thrown away";
+const FLOOR: &str = "the same objects in JSON, parsed and thrown away";
 
 pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
     let n_services = scale.pick(100, 10_000);
@@ -29,60 +31,74 @@ fn rows(scale: Scale, n_services: u32) -> Result<Vec<Row>> {
     let services = recorded("services.json")?;
     let slices = recorded("endpointslices.json")?;
     let n_copies = (n_services as usize).div_ceil(services.len());
-    let services = copies(&services, n_copies)?;
-    let slices = copies(&slices, n_copies)?;
+    let services = copies(&services, n_copies, Resource::Services);
+    let slices = copies(&slices, n_copies, Resource::EndpointSlices);
 
     let before = Memory::read()?.now;
     let mut state = State::default();
-    decode_services(&services, &mut state)?;
+    decode_services(JSON, &frames(JSON, &services)?, &mut state)?;
     let with_services = Memory::read()?.now;
-    decode_slices(&slices, &mut state)?;
+    decode_slices(JSON, &frames(JSON, &slices)?, &mut state)?;
     let with_slices = Memory::read()?.now;
     let n_endpoints = count_endpoints(&state);
     let n_services = state.services().count();
 
     let bytes_each = |mib: f64, n: usize| mib * f64::from(1 << 20) / n as f64;
-    let services = row(scale, "Services", &services, decode_services)?
-        .with("stored", n_services as f64)
-        .with(
+    let mut rows = Vec::new();
+    for encoding in [PROTOBUF, JSON] {
+        let of_services = row::<Service>(scale, "Services", encoding, &services, decode_services)?;
+        rows.push(of_services.with("stored", n_services as f64).with(
             "bytes stored each",
             bytes_each(with_services - before, n_services),
-        );
-    let slices = row(scale, "EndpointSlices", &slices, decode_slices)?
-        .with("stored", n_endpoints as f64)
-        .with(
+        ));
+        let name = "EndpointSlices";
+        let of_slices = row::<EndpointSlice>(scale, name, encoding, &slices, decode_slices)?;
+        rows.push(of_slices.with("stored", n_endpoints as f64).with(
             "bytes stored each",
             bytes_each(with_slices - with_services, n_endpoints),
-        );
-    Ok(vec![services, slices])
+        ));
+    }
+    Ok(rows)
 }
 
-fn row(
+fn row<K: DeserializeOwned>(
     scale: Scale,
     kind: &str,
-    objects: &[String],
-    decode: impl Fn(&[String], &mut State) -> Result<()>,
+    coding: Coding,
+    objects: &[Value],
+    decode: impl Fn(Coding, &[Bytes], &mut State) -> Result<()>,
 ) -> Result<Row> {
+    let frames = frames(coding, objects)?;
+    let texts: Vec<_> = objects.iter().map(Value::to_string).collect();
     let times = scale.few().repeat(|_| {
         let start = Instant::now();
         let mut state = State::default();
-        decode(objects, &mut state)?;
+        decode(coding, &frames, &mut state)?;
         let ours = start.elapsed();
         let start = Instant::now();
-        for object in objects {
-            serde_json::from_str::<IgnoredAny>(object)?;
+        for text in &texts {
+            serde_json::from_str::<IgnoredAny>(text)?;
         }
-        Ok((ours, start.elapsed()))
+        let floor = start.elapsed();
+        let start = Instant::now();
+        for text in &texts {
+            serde_json::from_str::<K>(text)?;
+        }
+        Ok((ours, floor, start.elapsed()))
     })?;
-    let (ours, floor): (Vec<_>, Vec<_>) = times.into_iter().unzip();
-    let (ours, floor) = (spread(ours), spread(floor));
+    let ours = spread(times.iter().map(|(ours, ..)| *ours));
+    let floor = spread(times.iter().map(|(_, floor, _)| *floor));
+    let whole = spread(times.iter().map(|(.., whole)| *whole));
     let seconds = ours.p50 / 1e3;
-    let megabytes = objects.iter().map(String::len).sum::<usize>() as f64 / 1e6;
-    Ok(Row::ms(GROUP, FLOOR, kind.into(), ours, floor)
-        .with("MB", megabytes)
-        .with("MB/s", megabytes / seconds)
-        .with("objects", objects.len() as f64)
-        .with("objects/s", objects.len() as f64 / seconds))
+    let megabytes = frames.iter().map(Bytes::len).sum::<usize>() as f64 / 1e6;
+    Ok(
+        Row::ms(GROUP, FLOOR, format!("{kind}, {}", coding.0), ours, floor)
+            .with("whole objects ms", whole.p50)
+            .with("MB", megabytes)
+            .with("MB/s", megabytes / seconds)
+            .with("objects", objects.len() as f64)
+            .with("objects/s", objects.len() as f64 / seconds),
+    )
 }
 
 /// The objects of a recorded list.
@@ -92,38 +108,55 @@ pub(super) fn recorded(file: &str) -> Result<Vec<Value>> {
     items.with_context(|| format!("{file} is not a list"))
 }
 
-/// So many copies of each object, each copy in namespaces of its own, as JSON.
-fn copies(objects: &[Value], n_copies: usize) -> Result<Vec<String>> {
+/// So many copies of each object, each copy in namespaces of its own, with their kind.
+fn copies(objects: &[Value], n_copies: usize, resource: Resource) -> Vec<Value> {
     let copy = |copy: usize, object: &Value| {
         let mut object = object.clone();
         let namespace = &mut object["metadata"]["namespace"];
         *namespace = format!("{}-{copy}", namespace.as_str().unwrap_or_default()).into();
-        serde_json::to_string(&object).context("writing an object")
+        object["kind"] = resource.kind().into();
+        object["apiVersion"] = resource.api_version().into();
+        object
     };
-    (0..n_copies)
-        .flat_map(|number| objects.iter().map(move |object| copy(number, object)))
-        .collect()
+    let copies = (0..n_copies).map(|number| objects.iter().map(move |object| copy(number, object)));
+    copies.flatten().collect()
 }
 
-fn parse<T: DeserializeOwned>(object: &str) -> Result<T> {
-    serde_json::from_str(object).context("reading a recorded object")
+/// Name, how the program calls it, and how the server does.
+type Coding = (&'static str, Encoding, apiserver::Encoding);
+const JSON: Coding = ("JSON", Encoding::Json, apiserver::Encoding::Json);
+const PROTOBUF: Coding = (
+    "protobuf",
+    Encoding::Protobuf,
+    apiserver::Encoding::Protobuf,
+);
+
+/// The objects as events of a watch, without what tells one from the next.
+fn frames((_, encoding, of_server): Coding, objects: &[Value]) -> Result<Vec<Bytes>> {
+    let frame = |object| {
+        let mut frame = of_server.event("ADDED", object)?;
+        if encoding == Encoding::Protobuf {
+            // The length.
+            frame.advance(4);
+        }
+        Ok(frame)
+    };
+    objects.iter().map(frame).collect()
 }
 
-fn decode_services(objects: &[String], state: &mut State) -> Result<()> {
-    let mut problems = Vec::new();
-    for object in objects {
-        if let Some(service) = k8s::service(&parse::<Service>(object)?, &mut problems) {
+fn decode_services((_, encoding, _): Coding, frames: &[Bytes], state: &mut State) -> Result<()> {
+    for frame in frames {
+        if let Some(service) = bench::service(encoding, frame).map_err(anyhow::Error::msg)? {
             state.apply_service(service);
         }
     }
     Ok(())
 }
 
-fn decode_slices(objects: &[String], state: &mut State) -> Result<()> {
-    let mut problems = Vec::new();
-    for object in objects {
-        let slice = parse::<EndpointSlice>(object)?;
-        if let Some(slice) = k8s::endpoint_slice(&slice, NODE_NAME, &mut problems) {
+fn decode_slices((_, encoding, _): Coding, frames: &[Bytes], state: &mut State) -> Result<()> {
+    for frame in frames {
+        let slice = bench::slice(encoding, frame, NODE_NAME).map_err(anyhow::Error::msg)?;
+        if let Some(slice) = slice {
             state.apply_slice(slice);
         }
     }

@@ -18,6 +18,7 @@ use crate::cluster::Size;
 use crate::floor::Cost;
 use crate::measure::{Effort, mean, ms, spread};
 use crate::table::Row;
+pub(crate) use daemon::follow;
 
 /// What one process measures.
 pub(crate) struct Job {

@@ -10,6 +10,7 @@ use nftproxy_core::k8s::{
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
+use super::message::{Json, Kind, Name, One, Text, decode, message};
 use super::protobuf::{Fields, Unreadable, Value};
 use super::{Encoding, INITIAL_EVENTS_END};
 
@@ -21,8 +22,7 @@ const LABELS: [&str; 4] = [
     LABEL_ZONE,
 ];
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Default)]
 pub(super) struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
@@ -31,6 +31,15 @@ pub(super) struct Metadata {
     labels: Kept,
     pub(super) annotations: Kept,
 }
+
+message!(Metadata {
+    1 "name" name: Text,
+    3 "namespace" namespace: Text,
+    6 "resourceVersion" resource_version: Text,
+    8 "creationTimestamp" creation_timestamp: Moment,
+    11 "labels" labels: Labels,
+    12 "annotations" annotations: Labels,
+});
 
 /// The few labels or annotations that matter.
 #[derive(Debug, Default)]
@@ -46,21 +55,32 @@ impl Kept {
     fn wants(key: &str) -> bool {
         LABELS.contains(&key) || key == INITIAL_EVENTS_END
     }
+}
 
-    fn insert_protobuf(&mut self, entry: Value<'_>) -> Result<(), Unreadable> {
-        let (mut key, mut value) = ("", "");
-        let mut fields = Fields::new(entry.bytes()?);
+/// Labels or annotations, of which few are kept.
+pub(super) struct Labels;
+
+impl Kind<Kept> for Labels {
+    type Json = Kept;
+
+    fn protobuf(field: &mut Kept, value: Value<'_>) -> Result<(), Unreadable> {
+        let (mut key, mut content) = ("", "");
+        let mut fields = Fields::new(value.bytes()?);
         while let Some((number, text)) = fields.next()? {
             match number {
                 1 => key = text.str()?,
-                2 => value = text.str()?,
+                2 => content = text.str()?,
                 _ => {}
             }
         }
-        if Self::wants(key) {
-            self.0.insert(key.to_owned(), value.to_owned());
+        if Kept::wants(key) {
+            field.0.insert(key.to_owned(), content.to_owned());
         }
         Ok(())
+    }
+
+    fn json(field: &mut Kept, json: Kept) {
+        *field = json;
     }
 }
 
@@ -75,13 +95,9 @@ impl<'de> Deserialize<'de> for Kept {
                 f.write_str("labels")
             }
 
-            fn visit_unit<E>(self) -> Result<Kept, E> {
-                Ok(Kept::default())
-            }
-
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Kept, A::Error> {
                 let mut kept = Kept::default();
-                while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+                while let Some(Name(key)) = map.next_key()? {
                     if Kept::wants(&key) {
                         let value: Option<String> = map.next_value()?;
                         kept.0.insert(key.into_owned(), value.unwrap_or_default());
@@ -93,54 +109,66 @@ impl<'de> Deserialize<'de> for Kept {
             }
         }
 
-        deserializer.deserialize_any(KeptVisitor)
+        deserializer.deserialize_map(KeptVisitor)
     }
 }
 
 impl Metadata {
-    pub(super) fn from_protobuf(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let mut metadata = Self::default();
-        let mut fields = Fields::new(bytes);
-        while let Some((number, value)) = fields.next()? {
-            match number {
-                1 => metadata.name = value.optional_string()?,
-                3 => metadata.namespace = value.optional_string()?,
-                6 => metadata.resource_version = value.optional_string()?,
-                8 => metadata.creation_timestamp = time(value)?,
-                11 => metadata.labels.insert_protobuf(value)?,
-                12 => metadata.annotations.insert_protobuf(value)?,
-                _ => {}
-            }
-        }
-        Ok(metadata)
-    }
-
     /// Reads nothing of an object but its metadata. It is an error if it has none.
     pub(super) fn of_object(encoding: Encoding, bytes: &[u8]) -> Result<Self, Unreadable> {
-        #[derive(Deserialize)]
+        #[derive(Default)]
         struct Bare {
-            metadata: Metadata,
+            metadata: Option<Metadata>,
         }
-        match encoding {
-            Encoding::Json => Ok(serde_json::from_slice::<Bare>(bytes)?.metadata),
-            Encoding::Protobuf => Self::from_protobuf(Fields::only(bytes, 1)?),
-        }
+        message!(Bare {
+            1 "metadata" metadata: One,
+        });
+        let bare: Bare = decode(encoding, bytes)?;
+        bare.metadata
+            .ok_or_else(|| Unreadable::new("an object without metadata"))
     }
 }
 
 /// A `Time`; one of seconds before the year 1 and the like is none.
-fn time(value: Value<'_>) -> Result<Option<Timestamp>, Unreadable> {
-    let mut seconds = 0;
-    let mut fields = Fields::new(value.bytes()?);
-    while let Some((number, value)) = fields.next()? {
-        if number == 1 {
-            seconds = value.int64()?;
+pub(super) struct Moment;
+
+impl Kind<Option<Timestamp>> for Moment {
+    type Json = Timestamp;
+
+    fn protobuf(field: &mut Option<Timestamp>, value: Value<'_>) -> Result<(), Unreadable> {
+        let mut seconds = 0;
+        let mut fields = Fields::new(value.bytes()?);
+        while let Some((number, value)) = fields.next()? {
+            if number == 1 {
+                seconds = value.int64()?;
+            }
         }
+        // Go's zero time is encoded as no fields.
+        let time = Timestamp::from_second(seconds).ok();
+        *field = time.filter(|_| seconds != 0);
+        Ok(())
     }
-    // Go's zero time is encoded as no fields.
-    Ok(Timestamp::from_second(seconds)
-        .ok()
-        .filter(|_| seconds != 0))
+
+    fn json(field: &mut Option<Timestamp>, json: Timestamp) {
+        *field = Some(json);
+    }
+}
+
+/// The metadata of an object.
+pub(super) struct Meta;
+
+impl Kind<ObjectMeta> for Meta {
+    type Json = Json<Metadata>;
+
+    fn protobuf(field: &mut ObjectMeta, value: Value<'_>) -> Result<(), Unreadable> {
+        let metadata: Metadata = decode(Encoding::Protobuf, value.bytes()?)?;
+        *field = metadata.into();
+        Ok(())
+    }
+
+    fn json(field: &mut ObjectMeta, Json(metadata): Json<Metadata>) {
+        *field = metadata.into();
+    }
 }
 
 impl From<Metadata> for ObjectMeta {

@@ -3,6 +3,7 @@
 //! Decoding yields objects of `k8s-openapi` with most fields left empty, so that one conversion
 //! and one validation serve both encodings, and manifests. What is not needed is skipped unread.
 
+pub(super) mod message;
 mod meta;
 mod node;
 pub(super) mod protobuf;
@@ -16,15 +17,19 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use self::message::{Json, Text, message};
 use self::meta::Metadata;
 use self::protobuf::{Fields, Unreadable, unwrap};
 use super::failure::Failure;
 use super::status::Status;
+use crate::config::PROTOBUF;
 
 /// How what the server sends is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Encoding {
+pub enum Encoding {
+    /// Also of whoever names no type of content.
     Json,
+    /// That of Kubernetes.
     Protobuf,
 }
 
@@ -51,20 +56,43 @@ impl Encoding {
     }
 }
 
-/// The content type of protobuf.
-pub(super) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-
 /// The annotation of the bookmark after the last object of a streaming list.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// A kind of object that can be decoded.
-pub(super) trait Object: Sized {
+pub(crate) trait Object: Sized {
     /// Decodes an object. In protobuf it has no envelope.
     fn decode(encoding: Encoding, bytes: &[u8]) -> Result<Self, Unreadable>;
     /// One of which nothing but the metadata is known.
     fn bare(metadata: ObjectMeta) -> Self;
     fn metadata(&self) -> &ObjectMeta;
 }
+
+/// Makes an [`Object`] of a type that is a message with metadata.
+macro_rules! object {
+    ($type:ty) => {
+        impl $crate::source::api::wire::Object for $type {
+            fn decode(
+                encoding: $crate::source::api::wire::Encoding,
+                bytes: &[u8],
+            ) -> Result<Self, $crate::source::api::wire::protobuf::Unreadable> {
+                $crate::source::api::wire::message::decode(encoding, bytes)
+            }
+
+            fn bare(metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Self {
+                Self {
+                    metadata,
+                    ..Self::default()
+                }
+            }
+
+            fn metadata(&self) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                &self.metadata
+            }
+        }
+    };
+}
+use object;
 
 /// What a watch says.
 #[derive(Debug)]
@@ -156,6 +184,15 @@ impl<K: Object> WatchEvent<K> {
     }
 }
 
+/// The object that a frame of a watch says was added or changed.
+pub(crate) fn object_in<K: Object>(encoding: Encoding, frame: &[u8]) -> Result<K, Unreadable> {
+    match WatchEvent::decode(encoding, frame)? {
+        WatchEvent::Applied(Item::Good(object)) => Ok(object),
+        WatchEvent::Applied(Item::Bad(_, error)) => Err(error),
+        _ => Err(Unreadable::new("there is no object in it")),
+    }
+}
+
 #[derive(Deserialize)]
 struct JsonEvent<'a> {
     #[serde(rename = "type")]
@@ -172,45 +209,29 @@ pub(super) struct ListMeta {
     pub(super) next: Option<String>,
 }
 
-impl ListMeta {
-    pub(super) fn from_protobuf(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let mut meta = Self::default();
-        let mut fields = Fields::new(bytes);
-        while let Some((number, value)) = fields.next()? {
-            match number {
-                2 => meta.version = value.string()?,
-                3 => meta.next = value.optional_string()?,
-                _ => {}
-            }
-        }
-        Ok(meta)
-    }
+message!(ListMeta {
+    2 "resourceVersion" version: Text,
+    3 "continue" next: Text,
+});
 
+impl ListMeta {
     /// Reads it from a list in JSON, of which the items may be left out.
     pub(super) fn from_json_list(bytes: &[u8]) -> Result<Self, Unreadable> {
         #[derive(Deserialize)]
         struct List {
             kind: Option<String>,
-            metadata: Option<Meta>,
-        }
-        #[derive(Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        struct Meta {
-            resource_version: Option<String>,
-            r#continue: Option<String>,
+            metadata: Option<Json<ListMeta>>,
         }
         let list: List = serde_json::from_slice(bytes)?;
         let kind = list.kind.unwrap_or_default();
         if !kind.is_empty() && !kind.ends_with("List") {
             return Err(Unreadable(format!("it is a {kind} instead of a list")));
         }
-        let meta = list
-            .metadata
-            .ok_or_else(|| Unreadable("a list without metadata".to_owned()))?;
-        Ok(Self {
-            version: meta.resource_version.unwrap_or_default(),
-            next: meta.r#continue.filter(|next| !next.is_empty()),
-        })
+        let Some(Json(mut meta)) = list.metadata else {
+            return Err(Unreadable::new("a list without metadata"));
+        };
+        meta.next = meta.next.filter(|next| !next.is_empty());
+        Ok(meta)
     }
 }
 

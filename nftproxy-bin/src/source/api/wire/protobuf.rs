@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-/// What an object in protobuf starts with.
-const MAGIC: &[u8] = b"k8s\0";
+/// What an object, or a list, starts with.
+pub(crate) const MAGIC: &[u8] = b"k8s\0";
 
 /// Why something cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,12 +155,6 @@ impl<'a> Value<'a> {
 
     pub(crate) fn string(self) -> Result<String, Unreadable> {
         self.str().map(str::to_owned)
-    }
-
-    /// Text that Go writes even if it is empty, where JSON has no field at all.
-    pub(crate) fn optional_string(self) -> Result<Option<String>, Unreadable> {
-        let text = self.str()?;
-        Ok((!text.is_empty()).then(|| text.to_owned()))
     }
 
     pub(crate) fn int64(self) -> Result<i64, Unreadable> {
