@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::config::{ConfigFlags, Settings};
 use crate::source::Event;
 use crate::source::api::{self, Object};
-use crate::source::convert::{Services, Slices, applied};
+use crate::source::convert::{Objects, Services, Slices};
 
 pub use crate::source::api::Encoding;
 
@@ -26,7 +26,8 @@ pub fn service(encoding: Encoding, frame: &[u8]) -> Result<Option<model::Service
     let convert = Services {
         allow_external_ips: true,
     };
-    match applied(&convert, &object::<core::Service>(encoding, frame)?) {
+    let object = object::<core::Service>(encoding, frame)?;
+    match Objects::new(convert).applied(&object).ok_or("no name")? {
         Event::Cluster(engine::Event::ServiceApplied(service)) => Ok(Some(service)),
         Event::Cluster(engine::Event::ServiceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
@@ -46,7 +47,8 @@ pub fn slice(
     let convert = Slices {
         node_name: node_name.to_owned(),
     };
-    match applied(&convert, &object::<EndpointSlice>(encoding, frame)?) {
+    let object = object::<EndpointSlice>(encoding, frame)?;
+    match Objects::new(convert).applied(&object).ok_or("no name")? {
         Event::Cluster(engine::Event::SliceApplied(slice)) => Ok(Some(slice)),
         Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
