@@ -237,12 +237,12 @@ fn a_restart_with_nothing_changed_sends_nothing() {
         let before = generation();
         let mut daemon = start(&namespace, &server, folder.path());
         daemon
-            .wait_for_log("family=IPv6 full=true added=0 deleted=0 bytes=0")
+            .wait_for_log("ipFamily=\"IPv6\" full=true added=0 deleted=0 bytes=0")
             .unwrap();
         assert!(
             daemon
                 .log()
-                .contains("family=IPv4 full=true added=0 deleted=0 bytes=0")
+                .contains("ipFamily=\"IPv4\" full=true added=0 deleted=0 bytes=0")
         );
         assert_eq!(generation(), before);
     });
@@ -352,7 +352,7 @@ fn a_host_without_ipv6_has_one_table() {
         let manifests = path("all.yaml");
         let arguments = ["run", "--manifests", manifests.to_str().unwrap()];
         let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
-        daemon.wait_for_log("family=IPv4 full=true").unwrap();
+        daemon.wait_for_log("ipFamily=\"IPv4\" full=true").unwrap();
         thread::sleep(Duration::from_millis(200));
         let (v4, v6) = listed(&namespace);
         assert!(v4.is_some() && v6.is_none());

@@ -5,8 +5,10 @@ mod cmd;
 mod config;
 mod daemon;
 mod error;
+mod metrics;
 mod panic;
 mod source;
+mod version;
 
 use std::process::ExitCode;
 
@@ -43,12 +45,12 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Render(args) => &args.config,
     };
     let settings = Settings::load(flags)?;
-    logging::init(&settings.log);
+    let levels = logging::init(&settings.log);
     for warning in &settings.warnings {
         warn!("{warning}");
     }
     match command {
-        Command::Run(args) => cmd::run::run(args, &settings)?,
+        Command::Run(args) => cmd::run::run(args, &settings, &levels)?,
         Command::Check(args) => return cmd::check::run(args, &settings),
         Command::Render(args) => cmd::render::run(args, &settings)?,
     }

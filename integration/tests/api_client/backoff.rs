@@ -61,7 +61,7 @@ fn retry_after_is_honoured() {
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon.wait_for_log("answers 429: too many").unwrap();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
         let of_services = server
             .requests()
@@ -130,10 +130,10 @@ fn the_log_has_the_cause_that_holds_now() {
         phase.store(2, Ordering::Relaxed);
         let back = Instant::now();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
         daemon
-            .wait_for_log("list complete kind=\"EndpointSlice\"")
+            .wait_for_log("list complete\" kind=\"EndpointSlice\"")
             .unwrap();
         assert!(back.elapsed() < Duration::from_secs(4), "{}", daemon.log());
         daemon.wait_for_log("watch works again").unwrap();
@@ -165,7 +165,7 @@ fn a_node_knocks_once_at_a_time_and_comes_in_when_the_server_is_there() {
         let mut daemon = start(&namespace, &["--api-servers", &servers]);
         daemon.wait_for_log("using another API server").unwrap();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
     });
 }

@@ -16,7 +16,7 @@ fn a_server_without_a_scheme_is_http() {
         let path = kubeconfig(folder.path(), &cluster, "");
         let mut daemon = start(&namespace, &["--kubeconfig", &path]);
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
     });
 }
@@ -43,7 +43,7 @@ fn tokens_are_trimmed_and_read_anew_when_they_are_refused() {
         daemon.wait_for_log("answers 401").unwrap();
         fs::write(&token, "new\n").unwrap();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
     });
 }

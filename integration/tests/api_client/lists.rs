@@ -38,7 +38,7 @@ fn streams_come_first_and_go_on_as_watches() {
         });
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon
-            .wait_for_log("list complete kind=\"Service\" count=1")
+            .wait_for_log("list complete\" kind=\"Service\" count=1")
             .unwrap();
         assert!(
             daemon.log().contains("how=\"streamed\""),
@@ -93,7 +93,7 @@ fn pages_are_the_last_resort() {
         });
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon
-            .wait_for_log("list complete kind=\"Service\" count=1")
+            .wait_for_log("list complete\" kind=\"Service\" count=1")
             .unwrap();
         assert!(
             daemon.log().contains("how=\"in pages\""),
@@ -123,7 +123,7 @@ fn servers_without_the_field_selector_are_asked_without() {
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon.wait_for_log("has no such field selector").unwrap();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
         let requests = server.requests();
         assert_eq!(requests.iter().filter(|r| has_selector(r)).count(), 1);
@@ -149,7 +149,7 @@ fn one_bad_object_stops_nothing() {
         });
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon
-            .wait_for_log("list complete kind=\"Service\" count=2")
+            .wait_for_log("list complete\" kind=\"Service\" count=2")
             .unwrap();
         daemon.wait_for_log("namespace=\"a\" name=\"bad\"").unwrap();
     });
@@ -169,10 +169,10 @@ fn servers_without_service_cidrs_are_served_as_well() {
         });
         let mut daemon = start(&namespace, &["--master", &server.url()]);
         daemon
-            .wait_for_log("the API server has none of this kind kind=\"ServiceCIDR\"")
+            .wait_for_log("the API server has none of this kind\" kind=\"ServiceCIDR\"")
             .unwrap();
         daemon
-            .wait_for_log("list complete kind=\"Service\"")
+            .wait_for_log("list complete\" kind=\"Service\"")
             .unwrap();
         std::thread::sleep(std::time::Duration::from_secs(3));
         let requests = server.requests();

@@ -1,11 +1,12 @@
 //! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::apply::netlink::{Monitor, Netlink};
+use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
@@ -19,10 +20,19 @@ use tracing::{debug, info, warn};
 use super::args::RunArgs;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
+use crate::daemon::flows::Measured;
+use crate::daemon::http::health::Health;
+use crate::daemon::http::metrics::Pages;
+use crate::daemon::http::{self, Failed, Server};
+use crate::daemon::logging::Levels;
 use crate::daemon::node::ThisNode;
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
+use crate::daemon::standing::Standing;
+use crate::daemon::tally::Tally;
 use crate::daemon::{health_check_node_port, report};
 use crate::error::chain;
+use crate::metrics::Metrics;
+use crate::metrics::exposition::Slis;
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -31,9 +41,8 @@ use crate::source::{Event, addresses, api};
 const EVENT_QUEUE: usize = 1024;
 
 /// Runs until told to stop. The rules stay in the kernel.
-pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
+pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
-    let allow_external_ips = settings.feature_gates.allow_service_external_ips;
     let (kernels, monitor) = open_kernels(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -44,21 +53,23 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
         .build()
         .context("starting the runtime")?;
     runtime.block_on(async {
+        let families = families(&kernels);
+        let metrics = Metrics::new(&families, &settings.feature_gates.list());
+        let node_info = args
+            .manifests
+            .is_some()
+            .then(|| super::node_info(&args.node));
+        let expects_node = node_info.is_none();
+        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
+        let engine = engine(kernels, &this_node, expects_node, settings);
+        let standing = Standing::new(engine.health().clone(), &families, expects_node);
+        let standing = Arc::new(standing);
+
+        // Whoever asks is answered before there is an API server to be reached.
+        let http = http::Thread::start().context("starting the thread of the servers")?;
+        let mut failures = serve(&http, settings, &metrics, &standing, levels);
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        let node_info = match &args.manifests {
-            Some(path) => {
-                // The watch comes first, so that no change is missed in between.
-                let watcher = manifests::watch(path)?;
-                let source = Source::open(path)?;
-                let converter = Converter::new(&node_name, allow_external_ips);
-                tokio::spawn(follow(source, watcher, converter, sender.clone()));
-                Some(super::node_info(&args.node))
-            }
-            None => {
-                api::start(settings, &node_name, &sender)?;
-                None
-            }
-        };
+        follow_cluster(args, settings, &node_name, &sender, &metrics)?;
         addresses::watch(sender.clone()).context("watching the addresses of this host")?;
         let _watch = monitor
             .map(|monitor| {
@@ -69,45 +80,120 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
             .transpose()
             .context("starting a thread that watches the tables")?;
 
-        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
-        let flows = Forgetter::new(Conntrack::open().context("opening connection tracking")?);
-        let engine = Engine::<_, _, Conntrack>::new(
-            kernels,
-            Options {
-                node: this_node.node(),
-                node_patience: if args.manifests.is_some() {
-                    Duration::ZERO
-                } else {
-                    NODE_PATIENCE
-                },
-                pace: Pace {
-                    min_sync_period: settings.min_sync_period,
-                    sync_period: settings.sync_period,
-                    ..Pace::default()
-                },
-                flows: FlowOption::HandOver,
-                ..Options::default()
-            },
-            Instant::now(),
-        );
+        let conntrack = Conntrack::open().context("opening connection tracking")?;
+        let conntrack = Measured::new(conntrack, metrics.proxy.clone());
+        let flows = Forgetter::new(conntrack);
+        let own = metrics.own.clone();
         let followers = Followers {
-            flows: forget_in_background(flows, report::log)
-                .context("starting a thread for connection tracking")?,
-            health_check_node_ports: health_check_node_port::start(engine.health().clone()),
+            flows: forget_in_background(flows, move |outcome| {
+                own.flows(outcome);
+                report::log(outcome);
+            })
+            .context("starting a thread for connection tracking")?,
+            health_check_node_ports: health_check_node_port::start(
+                http.handle(),
+                engine.health().clone(),
+            ),
         };
-        let proxy = Proxy::new(engine, this_node, followers);
+        let tally = Tally::new(metrics, &families);
+        let proxy = Proxy::new(engine, this_node, followers, standing, tally);
         let stopped = on_own_thread(proxy, receiver)?;
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         tokio::select! {
             _ = terminate.recv() => info!("stopped by SIGTERM; the rules stay in force"),
             _ = interrupt.recv() => info!("stopped by SIGINT; the rules stay in force"),
+            Some(failed) = failures.recv() => return Err(failed.into()),
             result = stopped => {
                 return result.context("the proxy's loop has ended")?.context("syncing the rules");
             }
         }
         Ok(())
     })
+}
+
+fn families<K4, K6, T>(kernels: &Kernels<K4, K6, T>) -> Vec<IpFamily> {
+    let v4 = kernels.v4.as_ref().map(|_| IpFamily::V4);
+    let v6 = kernels.v6.as_ref().map(|_| IpFamily::V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+fn engine(
+    kernels: Kernels<Netlink, Netlink, Conntrack>,
+    this_node: &ThisNode,
+    expects_node: bool,
+    settings: &Settings,
+) -> Engine {
+    let node_patience = if expects_node {
+        NODE_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let options = Options {
+        node: this_node.node(),
+        node_patience,
+        pace: Pace {
+            min_sync_period: settings.min_sync_period,
+            sync_period: settings.sync_period,
+            ..Pace::default()
+        },
+        flows: FlowOption::HandOver,
+        ..Options::default()
+    };
+    Engine::new(kernels, options, Instant::now())
+}
+
+/// Starts following the cluster, or the manifests that stand in for one.
+fn follow_cluster(
+    args: &RunArgs,
+    settings: &Settings,
+    node_name: &str,
+    sender: &mpsc::Sender<Event>,
+    metrics: &Metrics,
+) -> anyhow::Result<()> {
+    let Some(path) = &args.manifests else {
+        return api::start(settings, node_name, sender, &metrics.api);
+    };
+    // The watch comes first, so that no change is missed in between.
+    let watcher = manifests::watch(path)?;
+    let source = Source::open(path)?;
+    let allow_external_ips = settings.feature_gates.allow_service_external_ips;
+    let converter = Converter::new(node_name, allow_external_ips);
+    tokio::spawn(follow(source, watcher, converter, sender.clone()));
+    Ok(())
+}
+
+/// Starts the servers of health and metrics; says if one of them had to start and could not.
+fn serve(
+    http: &http::Thread,
+    settings: &Settings,
+    metrics: &Metrics,
+    standing: &Arc<Standing>,
+    levels: &Arc<Levels>,
+) -> mpsc::Receiver<Failed> {
+    let (sender, failures) = mpsc::channel(1);
+    let gates = settings.feature_gates;
+    if let Some(address) = settings.healthz_bind_address {
+        let handler = Health {
+            standing: standing.clone(),
+            metrics: metrics.proxy.clone(),
+        };
+        let is_hard = settings.bind_address_hard_fail;
+        http.serve(Server::Healthz, address, is_hard, handler, sender.clone());
+    }
+    if let Some(address) = settings.metrics_bind_address {
+        let handler = Pages {
+            metrics: metrics.clone(),
+            slis: Slis::new(),
+            configuration: settings.effective.to_json(),
+            flags: gates.component_flagz.then(|| settings.flags.clone()),
+            has_statusz: gates.component_statusz,
+            levels: settings.enable_profiling.then(|| levels.clone()),
+        };
+        let is_hard = settings.bind_address_hard_fail;
+        http.serve(Server::Metrics, address, is_hard, handler, sender);
+    }
+    failures
 }
 
 /// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.
@@ -144,10 +230,7 @@ fn open_kernels(
         }
         Err(error) => {
             let error = chain(&error);
-            warn!(
-                error,
-                "the kernel does not tell of changes by others; it is asked instead"
-            );
+            warn!(error, "the kernel does not tell of changes by others; it is asked instead");
             None
         }
     };

@@ -16,11 +16,15 @@ mod accept;
 mod address;
 mod decode;
 mod duration;
+mod encode;
 mod features;
 mod file;
 mod flags;
+mod flagz;
+mod log_filter;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -32,6 +36,7 @@ pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
 pub(crate) use self::file::KubeProxyConfiguration;
 pub(crate) use self::flags::ConfigFlags;
+pub(crate) use self::log_filter::directives as log_directives;
 pub(crate) use self::validate::FieldError;
 
 /// Everything configurable, checked and typed.
@@ -74,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) feature_gates: FeatureGates,
     /// The merged and defaulted document that all of the above was read from.
     pub(crate) effective: KubeProxyConfiguration,
+    /// Every flag of kube-proxy's, with its value.
+    pub(crate) flags: BTreeMap<&'static str, String>,
     /// What the operator should be told once logging is set up.
     pub(crate) warnings: Vec<String>,
 }
@@ -112,10 +119,12 @@ pub(crate) struct ConntrackSettings {
     pub(crate) tcp_be_liberal: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogSettings {
     pub(crate) format: LogFormat,
     pub(crate) verbosity: u32,
+    /// Modules with levels of their own.
+    pub(crate) filter: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,7 +186,10 @@ impl Settings {
 
         let mut settings = validate::settings(&config).map_err(ConfigError::Invalid)?;
         settings.master = flags.master.clone().filter(|url| !url.is_empty());
-        settings.api_servers = flags.api_servers.clone();
+        if !flags.api_servers.is_empty() {
+            settings.api_servers = flags.api_servers.clone();
+        }
+        settings.flags = flagz::flagz(flags);
         warnings.append(&mut settings.warnings);
         for path in validate::inert_settings(&config) {
             warnings.push(format!("{path} is accepted but has no effect"));
@@ -269,6 +281,8 @@ mod tests {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         // O-33: the empty mode runs nftables, loudly.
         assert!(warnings[0].contains("mode: nftables"), "{warnings:?}");
+        // The flags themselves say where the file is.
+        settings.flags.insert("config", String::new());
         assert_eq!(settings, load(&[]).unwrap());
     }
 
@@ -336,7 +350,8 @@ logging: {format: json, verbosity: 1}
             settings.log,
             LogSettings {
                 format: LogFormat::Text,
-                verbosity: 4
+                verbosity: 4,
+                filter: String::new(),
             }
         );
         assert_eq!(settings.warnings, [""; 0]);
@@ -350,7 +365,8 @@ logging: {format: json, verbosity: 1}
             settings.log,
             LogSettings {
                 format: LogFormat::Json,
-                verbosity: 3
+                verbosity: 3,
+                filter: String::new(),
             }
         );
         assert_eq!(load_file(fields, &["-v=0"]).log.verbosity, 0);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -12,6 +13,11 @@ use nftproxy_core::model::{ServiceName, SliceName};
 use tracing::warn;
 
 use super::Event;
+
+/// When a pod or Service changed that a slice was changed for; its controller writes it.
+pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// The cluster autoscaler's taint of a node that it is about to delete.
+const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {
@@ -87,7 +93,10 @@ impl Convert<EndpointSlice> for Slices {
 
     fn applied(&self, object: &EndpointSlice, problems: &mut Vec<Problem>) -> Event {
         match k8s::endpoint_slice(object, &self.node_name, problems) {
-            Some(slice) => engine::Event::SliceApplied(slice).into(),
+            Some(slice) => Event::SliceApplied {
+                slice,
+                triggered: triggered(&object.metadata),
+            },
             None => engine::Event::SliceDeleted(k8s::slice_name(object)).into(),
         }
     }
@@ -99,6 +108,12 @@ impl Convert<EndpointSlice> for Slices {
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
         engine::Event::SlicesListed(names).into()
     }
+}
+
+/// When the pod or Service changed that a slice was changed for.
+fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(ANNOTATION_TRIGGER_TIME)?.parse().ok()
 }
 
 fn name(metadata: &ObjectMeta) -> String {
@@ -132,6 +147,15 @@ impl Convert<ServiceCIDR> for ServiceCidrs {
     }
 }
 
+/// Whether a node stays, as far as its object tells.
+fn is_eligible(node: &core::Node) -> bool {
+    let spec = node.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_deref());
+    let mut keys = taints.unwrap_or_default().iter().map(|taint| &taint.key);
+    let is_to_go = keys.any(|key| key == TAINT_TO_BE_DELETED);
+    node.metadata.deletion_timestamp.is_none() && !is_to_go
+}
+
 /// Conversion of this node's object, the only one that is watched.
 pub(crate) struct Nodes;
 
@@ -143,7 +167,10 @@ impl Convert<core::Node> for Nodes {
     }
 
     fn applied(&self, object: &core::Node, _: &mut Vec<Problem>) -> Event {
-        Event::NodeApplied(k8s::node_info(object))
+        Event::NodeApplied {
+            info: k8s::node_info(object),
+            is_eligible: is_eligible(object),
+        }
     }
 
     fn deleted(&self, _: String) -> Event {
@@ -181,6 +208,34 @@ mod tests {
                 panic!("{event:?}")
             };
             assert_eq!(service.external_ips.len(), expected);
+        }
+    }
+
+    /// O-97: a node that is to go is not eligible, whatever the taint's value and effect.
+    #[test]
+    fn a_node_that_is_to_go_is_not_eligible() {
+        let taint = |key: &str| serde_json::json!({"taints": [{"key": "a"}, {"key": key}]});
+        for (metadata, spec, expected) in [
+            (serde_json::json!({}), serde_json::json!({}), true),
+            (
+                serde_json::json!({}),
+                taint("node.kubernetes.io/not-ready"),
+                true,
+            ),
+            (serde_json::json!({}), taint(TAINT_TO_BE_DELETED), false),
+            (
+                serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                serde_json::json!({}),
+                false,
+            ),
+        ] {
+            let object = serde_json::json!({"metadata": metadata, "spec": spec});
+            let bytes = serde_json::to_vec(&object).unwrap();
+            let object = serde_json::from_slice(&bytes).unwrap();
+            let Event::NodeApplied { is_eligible, .. } = applied(&Nodes, &object) else {
+                panic!("a node is applied")
+            };
+            assert_eq!(is_eligible, expected, "{object:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! connection while there is no server waits for the one attempt that is made at a time, so that a
 //! node knocks once, however many watches it has. Entry point: [`Client::get`].
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use super::credentials::Credentials;
 use super::failure::{Failure, cause};
 use super::limit::Limit;
 use crate::error::chain;
+use crate::metrics::ApiMetrics;
+use crate::version;
 
 /// For a TCP connection while the outage is young: what got lost is not waited for.
 const EAGER_TCP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +40,7 @@ pub(super) struct Client {
     access: Access,
     accept: HeaderValue,
     limit: Limit,
+    metrics: ApiMetrics,
     gate: AsyncMutex<Gate>,
     /// HTTP/1 connections, some of which may be busy.
     http1: Mutex<Vec<Idle>>,
@@ -89,15 +93,25 @@ pub(super) struct Response {
 }
 
 impl Client {
-    pub(super) fn new(mut access: Access, accept: HeaderValue, limit: Limit) -> Self {
+    pub(super) fn new(
+        mut access: Access,
+        accept: HeaderValue,
+        limit: Limit,
+        metrics: ApiMetrics,
+    ) -> Self {
         Self {
             servers: std::mem::take(&mut access.servers),
             access,
             accept,
             limit,
+            metrics,
             gate: AsyncMutex::default(),
             http1: Mutex::default(),
         }
+    }
+
+    pub(super) fn metrics(&self) -> &ApiMetrics {
+        &self.metrics
     }
 
     pub(super) fn n_servers(&self) -> usize {
@@ -162,7 +176,17 @@ impl Client {
         let request = self
             .request(server, path, authorization, is_http2)
             .map_err(|error| (Failure::Local(error.to_string()), false))?;
+        let method = request.method().clone();
+        let asked = Instant::now();
         let answer = timeout(ANSWER_TIMEOUT, sender.send(request)).await;
+        let status = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok());
+        let host = self.servers[server].url.authority();
+        self.metrics.requested(
+            host.map_or("", |authority| authority.as_str()),
+            method.as_str(),
+            status.map(|response| response.status().as_u16()),
+            (!path.contains("watch=true")).then(|| asked.elapsed()),
+        );
         if let Sender::Http1(sender) = sender {
             // It is busy until the answer is read, and ready again afterwards.
             self.http1().push(Idle {
@@ -431,8 +455,14 @@ fn same(one: &Settings, other: &Settings) -> bool {
     }
 }
 
+/// As Go's clients have it, so that those who count clients by it find the program's name.
 fn user_agent() -> HeaderValue {
-    HeaderValue::from_static(concat!("nftproxy/", env!("CARGO_PKG_VERSION"), " (linux)"))
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&path).file_name().unwrap_or_default();
+    let name = name.to_string_lossy();
+    let (version, architecture) = (env!("CARGO_PKG_VERSION"), version::architecture());
+    let agent = format!("{name}/{version} (linux/{architecture}) kubernetes/nftproxy");
+    HeaderValue::try_from(agent).unwrap_or(HeaderValue::from_static("nftproxy"))
 }
 
 /// What an answer that is no 200 says.

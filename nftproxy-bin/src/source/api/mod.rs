@@ -49,6 +49,7 @@ use self::reflector::{Reflector, Resource};
 use super::Event;
 use super::convert::{Nodes, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
+use crate::metrics::ApiMetrics;
 
 /// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
 ///
@@ -60,10 +61,16 @@ pub(crate) fn start(
     settings: &Settings,
     node_name: &str,
     events: &Sender<Event>,
+    metrics: &ApiMetrics,
 ) -> anyhow::Result<()> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
-    let client = Arc::new(Client::new(Access::new(settings)?, accept, limit));
+    let client = Arc::new(Client::new(
+        Access::new(settings)?,
+        accept,
+        limit,
+        metrics.clone(),
+    ));
     let recovery = Arc::new(Recovery::new());
 
     macro_rules! follow {

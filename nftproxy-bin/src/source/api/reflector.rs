@@ -458,6 +458,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             ms = listing.start.elapsed().as_millis(),
             "list complete"
         );
+        self.client.metrics().listed(self.resource.kind);
         self.send(self.convert.listed(listing.names)).await?;
         self.learned(version);
         Ok(())
@@ -495,6 +496,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing = Some(Listing::new());
         }
         let (mut response, encoding) = self.get(&query).await?;
+        self.client.metrics().watching(self.resource.kind);
         let start = Instant::now();
         let end = start + time + WATCH_MARGIN;
         let mut frames = Frames::new(encoding);

@@ -12,6 +12,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::protobuf::{Fields, Unreadable, Value};
 use super::{Encoding, INITIAL_EVENTS_END};
+use crate::source::convert::ANNOTATION_TRIGGER_TIME;
 
 /// The labels that are kept.
 const LABELS: [&str; 4] = [
@@ -28,6 +29,7 @@ pub(super) struct Metadata {
     namespace: Option<String>,
     pub(super) resource_version: Option<String>,
     creation_timestamp: Option<Timestamp>,
+    deletion_timestamp: Option<Timestamp>,
     labels: Kept,
     pub(super) annotations: Kept,
 }
@@ -44,7 +46,7 @@ impl Kept {
     }
 
     fn wants(key: &str) -> bool {
-        LABELS.contains(&key) || key == INITIAL_EVENTS_END
+        LABELS.contains(&key) || key == INITIAL_EVENTS_END || key == ANNOTATION_TRIGGER_TIME
     }
 
     fn insert_protobuf(&mut self, entry: Value<'_>) -> Result<(), Unreadable> {
@@ -107,6 +109,7 @@ impl Metadata {
                 3 => metadata.namespace = value.optional_string()?,
                 6 => metadata.resource_version = value.optional_string()?,
                 8 => metadata.creation_timestamp = time(value)?,
+                9 => metadata.deletion_timestamp = time(value)?,
                 11 => metadata.labels.insert_protobuf(value)?,
                 12 => metadata.annotations.insert_protobuf(value)?,
                 _ => {}
@@ -145,12 +148,14 @@ fn time(value: Value<'_>) -> Result<Option<Timestamp>, Unreadable> {
 
 impl From<Metadata> for ObjectMeta {
     fn from(metadata: Metadata) -> Self {
-        let labels = metadata.labels.0;
+        let (labels, annotations) = (metadata.labels.0, metadata.annotations.0);
         Self {
             name: metadata.name,
             namespace: metadata.namespace,
             resource_version: metadata.resource_version,
             creation_timestamp: metadata.creation_timestamp.map(Time),
+            deletion_timestamp: metadata.deletion_timestamp.map(Time),
+            annotations: (!annotations.is_empty()).then_some(annotations),
             labels: (!labels.is_empty()).then_some(labels),
             ..Self::default()
         }

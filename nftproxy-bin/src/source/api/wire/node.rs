@@ -1,6 +1,6 @@
 //! Nodes.
 
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
@@ -20,6 +20,13 @@ struct Json {
 struct JsonSpec {
     #[serde(rename = "podCIDRs")]
     pod_cidrs: Option<Vec<String>>,
+    taints: Option<Vec<JsonTaint>>,
+}
+
+#[derive(Deserialize)]
+struct JsonTaint {
+    #[serde(default)]
+    key: String,
 }
 
 #[derive(Deserialize)]
@@ -71,11 +78,24 @@ fn spec(value: Value<'_>) -> Result<NodeSpec, Unreadable> {
     let mut spec = NodeSpec::default();
     let mut fields = Fields::new(value.bytes()?);
     while let Some((number, value)) = fields.next()? {
-        if number == 7 {
-            spec.pod_cidrs.get_or_insert_default().push(value.string()?);
+        match number {
+            5 => {
+                let key = Value::Bytes(Fields::only(value.bytes()?, 1)?).string()?;
+                spec.taints.get_or_insert_default().push(taint(key));
+            }
+            7 => spec.pod_cidrs.get_or_insert_default().push(value.string()?),
+            _ => {}
         }
     }
     Ok(spec)
+}
+
+/// Of a taint the key alone matters.
+fn taint(key: String) -> Taint {
+    Taint {
+        key,
+        ..Taint::default()
+    }
 }
 
 fn status(value: Value<'_>) -> Result<NodeStatus, Unreadable> {
@@ -111,6 +131,10 @@ impl From<Json> for Node {
             metadata: json.metadata.into(),
             spec: json.spec.map(|spec| NodeSpec {
                 pod_cidrs: spec.pod_cidrs,
+                taints: spec.taints.map(|taints| {
+                    let keys = taints.into_iter().map(|taint| taint.key);
+                    keys.map(taint).collect()
+                }),
                 ..NodeSpec::default()
             }),
             status: json.status.map(|status| {
