@@ -5,14 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
-use nftproxy_core::apply::netlink::{Monitor, Netlink};
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
+use nftproxy_core::apply::netlink::{Monitor, Netlink};
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
 use nftproxy_core::host;
 use nftproxy_core::model::{IpFamily, V4, V6};
 use nftproxy_core::ruleset::Table;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -43,6 +44,7 @@ const EVENT_QUEUE: usize = 1024;
 /// Runs until told to stop. The rules stay in the kernel.
 pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> anyhow::Result<()> {
     let node_name = super::node_name(settings)?;
+    raise_file_limit();
     let (kernels, monitor) = open_kernels(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -110,6 +112,16 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         }
         Ok(())
     })
+}
+
+/// Many clients of the servers need many files, as Go's programs have them. More than a low limit is
+/// a gift, so a refusal hurts nobody.
+fn raise_file_limit() {
+    let limits = getrlimit(Resource::RLIMIT_NOFILE);
+    let raised = limits.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn families<K4, K6, T>(kernels: &Kernels<K4, K6, T>) -> Vec<IpFamily> {
@@ -230,7 +242,10 @@ fn open_kernels(
         }
         Err(error) => {
             let error = chain(&error);
-            warn!(error, "the kernel does not tell of changes by others; it is asked instead");
+            warn!(
+                error,
+                "the kernel does not tell of changes by others; it is asked instead"
+            );
             None
         }
     };

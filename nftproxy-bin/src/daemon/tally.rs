@@ -10,7 +10,7 @@ use nftproxy_core::compile::{NoLocalEndpoints, no_local_endpoints};
 use nftproxy_core::engine::{Event, Outcome};
 use nftproxy_core::model::{EndpointSlice, IpFamily, ServiceName, SliceEndpoints, State, V4, V6};
 
-use crate::metrics::{CAUSE_DIFFERENT, Metrics};
+use crate::metrics::Metrics;
 
 /// What was counted and has yet to be told.
 pub(crate) struct Tally {
@@ -139,7 +139,7 @@ impl Tally {
             }
             Outcome::NoteAppeared { family, note } => own.note(*family, note, true),
             Outcome::NoteWent { family, note } => own.note(*family, note, false),
-            Outcome::Repaired { family, .. } => own.repaired(*family, CAUSE_DIFFERENT),
+            Outcome::Repaired { family, cause, .. } => own.repaired(*family, cause),
             Outcome::TidyFailed { family, .. } => self.metrics.proxy.cleanup_failed(*family),
             _ => {}
         }

@@ -20,7 +20,7 @@ use prometheus::{
 };
 
 pub(crate) use api::ApiMetrics;
-pub(crate) use own::{CAUSE_DIFFERENT, OwnMetrics};
+pub(crate) use own::OwnMetrics;
 pub(crate) use proxy::ProxyMetrics;
 
 /// All metrics of the process; clones share them.

@@ -1,7 +1,7 @@
 //! What kube-proxy does not tell: sizes, the kernel's share, repairs, and what is left out.
 
 use nftproxy_core::compile::Note;
-use nftproxy_core::engine::Outcome;
+use nftproxy_core::engine::{Cause, Outcome};
 use nftproxy_core::model::IpFamily;
 use nftproxy_core::sync::Report;
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
@@ -9,9 +9,8 @@ use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 use super::{Register, exponential};
 
 const FAMILY: &str = "ip_family";
-/// Why a table had to be repaired: a whole comparison found it different from what it should be.
-pub(crate) const CAUSE_DIFFERENT: &str = "different";
-const CAUSES: [&str; 1] = [CAUSE_DIFFERENT];
+/// How it was found out that a table had to be repaired: the words of [`Cause::as_str`].
+const CAUSES: [&str; 4] = ["lost", "touched", "comparison", "other-family"];
 /// The reasons of [`Note::reason`].
 const REASONS: [&str; 2] = ["Conflict", "Refused"];
 
@@ -102,10 +101,10 @@ impl OwnMetrics {
         }
     }
 
-    pub(crate) fn repaired(&self, family: IpFamily, cause: &str) {
+    pub(crate) fn repaired(&self, family: IpFamily, cause: &Cause) {
         let counter = &self.repairs;
         counter
-            .with_label_values(&[family.kubernetes_name(), cause])
+            .with_label_values(&[family.kubernetes_name(), cause.as_str()])
             .inc();
     }
 
