@@ -32,6 +32,8 @@ use crate::daemon::standing::Standing;
 use crate::daemon::tally::Tally;
 use crate::daemon::{health_check_node_port, report};
 use crate::error::chain;
+use crate::host_settings;
+use crate::leftovers;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Slis;
 use crate::source::files::{Converter, follow};
@@ -50,6 +52,11 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
     );
+    for (name, value) in &settings.flags {
+        debug!("FLAG: --{name}={value:?}");
+    }
+    host_settings::set_conntrack(&settings.conntrack, false)?;
+    host_settings::set_oom_score_adj(settings.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -96,6 +103,10 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
                 http.handle(),
                 engine.health().clone(),
             ),
+            leftovers: expects_node
+                .then(leftovers::take_over_in_background)
+                .transpose()
+                .context("starting a thread that takes over")?,
         };
         let tally = Tally::new(metrics, &families);
         let proxy = Proxy::new(engine, this_node, followers, standing, tally);
@@ -213,17 +224,7 @@ fn serve(
 fn open_kernels(
     settings: &Settings,
 ) -> anyhow::Result<(Kernels<Netlink, Netlink, Conntrack>, Option<Monitor>)> {
-    let check::Kernel { families, findings } = check::kernel(settings);
-    let errors: Vec<_> = findings
-        .iter()
-        .filter(|finding| finding.level == Level::Error)
-        .map(Finding::to_string)
-        .collect();
-    if !errors.is_empty() {
-        bail!("{}", errors.join("; "));
-    }
-    log(&findings);
-    log(&check::surroundings(settings, &families));
+    let families = check_kernel(settings)?;
     let open = |family| {
         let is_usable = families.contains(&family);
         is_usable.then(Netlink::open).transpose()
@@ -250,6 +251,22 @@ fn open_kernels(
         }
     };
     Ok((kernels, monitor))
+}
+
+/// Looks whether this host can run the proxy; the families whose rules it takes.
+pub(super) fn check_kernel(settings: &Settings) -> anyhow::Result<Vec<IpFamily>> {
+    let check::Kernel { families, findings } = check::kernel(settings);
+    let errors: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Error)
+        .map(Finding::to_string)
+        .collect();
+    if !errors.is_empty() {
+        bail!("{}", errors.join("; "));
+    }
+    log(&findings);
+    log(&check::surroundings(settings, &families));
+    Ok(families)
 }
 
 fn log(findings: &[Finding]) {

@@ -119,7 +119,7 @@ pub(crate) struct ConntrackSettings {
     pub(crate) tcp_be_liberal: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct LogSettings {
     pub(crate) format: LogFormat,
     pub(crate) verbosity: u32,
@@ -127,8 +127,9 @@ pub(crate) struct LogSettings {
     pub(crate) filter: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum LogFormat {
+    #[default]
     Text,
     Json,
 }
@@ -136,14 +137,14 @@ pub(crate) enum LogFormat {
 /// Why there are no settings. Only an unreadable file can be worth a second try.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("failed to read configuration file {}", .path.display())]
+    #[error("failed complete: failed to read {}", .path.display())]
     Read {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("failed to decode configuration file {}", .path.display())]
+    #[error("failed complete: failed to decode {}", .path.display())]
     Decode { path: PathBuf, source: DecodeError },
-    #[error("failed to validate the configuration: {}", Joined(.0))]
+    #[error("failed validate: {}", Joined(.0))]
     Invalid(Vec<FieldError>),
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::engine::flows::{FlowTable, Flows};
 use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
-use nftproxy_core::model::{V4, V6};
+use nftproxy_core::model::{IpFamily, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
 use tracing::warn;
@@ -30,6 +30,8 @@ pub(crate) struct Followers {
     pub(crate) flows: Sender<Flows>,
     /// Serves health-check node ports.
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
+    /// Removes another proxy's rules once ours are there; told of each family's first sync.
+    pub(crate) leftovers: Option<Sender<IpFamily>>,
 }
 
 /// The proxy of one node.
@@ -138,6 +140,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                     family, changed, ..
                 } => {
                     self.standing.synced(family);
+                    self.take_over(family);
                     let checks = self.engine.health_checks(family, &changed);
                     if self.followers.health_check_node_ports.send(checks).is_err() {
                         warn!(%family, "health-check node ports no longer follow changes");
@@ -149,6 +152,17 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             }
         }
         Ok(())
+    }
+
+    /// Another proxy's rules are to go once ours are there.
+    fn take_over(&mut self, family: IpFamily) {
+        if let Some(leftovers) = &self.followers.leftovers {
+            // If nobody listens, the process is at its end already.
+            let _ = leftovers.send(family);
+        }
+        if self.engine.has_synced() {
+            self.followers.leftovers = None;
+        }
     }
 
     fn hand_over(&self, flows: Flows) {
@@ -257,6 +271,7 @@ mod tests {
         let followers = Followers {
             flows: std::sync::mpsc::channel().0,
             health_check_node_ports: updates,
+            leftovers: None,
         };
         let engine = Engine::new(kernels, options, now());
         let metrics = Metrics::new(&[IpFamily::V4], &[]);
