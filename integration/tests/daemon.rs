@@ -160,7 +160,9 @@ fn lists_and_watch_streams_become_the_rules() {
 
         // Only what the role `system:node-proxier` allows, and with kube-proxy's selectors.
         for request in server.requests() {
-            assert_eq!(request.method, "GET", "{request:?}");
+            let is_event = request.path == "/apis/events.k8s.io/v1/namespaces/default/events";
+            let method = if is_event { "POST" } else { "GET" };
+            assert_eq!(request.method, method, "{request:?}");
             if request.path.ends_with("/services") {
                 let label = "!service.kubernetes.io/service-proxy-name";
                 assert_eq!(

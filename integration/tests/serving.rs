@@ -297,6 +297,12 @@ fn a_taken_port_is_waited_for_or_is_the_end() {
             "bindAddressHardFail: true\n",
         );
         assert_eq!(daemon.wait().unwrap(), Some(1), "{}", daemon.log());
+        // O-84: once for each start, and once for the failure.
+        let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+        let requests = server.requests();
+        let events = requests.iter().filter(|request| request.path == path);
+        let methods: Vec<_> = events.map(|request| request.method.as_str()).collect();
+        assert_eq!(methods, ["POST"; 3]);
         daemon
             .wait_for_log("starting metrics server failed")
             .unwrap();

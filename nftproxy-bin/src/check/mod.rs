@@ -4,6 +4,7 @@
 //! It may use `config` and the library. Entry points: [`kernel`], which says what rules can be had,
 //! and [`surroundings`], which looks at the rest. Nothing here changes anything.
 
+mod configuration;
 mod finding;
 mod host;
 mod modules;
@@ -45,7 +46,8 @@ pub(crate) fn surroundings(settings: &Settings, families: &[IpFamily]) -> Vec<Fi
         settings.cluster_cidrs.is_empty() || cidrs.any(|cidr| family_of(cidr) == **family)
     };
     let families: Vec<IpFamily> = families.iter().filter(has_pods).copied().collect();
-    let mut findings = host::forwarding(&families);
+    let mut findings = configuration::families_agree(settings);
+    findings.extend(host::forwarding(&families));
     findings.extend(host::bridges(settings, &families));
     // Who may not ask has been told so.
     if !families.is_empty() {

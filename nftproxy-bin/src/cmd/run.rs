@@ -1,5 +1,6 @@
 //! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,14 @@ use tracing::{debug, info, warn};
 use super::args::RunArgs;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
+use crate::daemon::config_watch::{self, ConfigWatch};
 use crate::daemon::flows::Measured;
 use crate::daemon::http::health::Health;
 use crate::daemon::http::metrics::Pages;
 use crate::daemon::http::{self, Failed, Server};
 use crate::daemon::logging::Levels;
 use crate::daemon::node::ThisNode;
+use crate::daemon::notify::{STOPPING, notify};
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::standing::Standing;
 use crate::daemon::tally::Tally;
@@ -36,6 +39,7 @@ use crate::host_settings;
 use crate::leftovers;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Slis;
+use crate::source::api::{Occurrence, Recorder, Regarding};
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -63,6 +67,10 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         .context("starting the runtime")?;
     runtime.block_on(async {
         let families = families(&kernels);
+        info!("Using nftables Proxier");
+        if families.len() > 1 {
+            info!("kube-proxy running in dual-stack mode");
+        }
         let metrics = Metrics::new(&families, &settings.feature_gates.list());
         let node_info = args
             .manifests
@@ -78,7 +86,8 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         let http = http::Thread::start().context("starting the thread of the servers")?;
         let mut failures = serve(&http, settings, &metrics, &standing, levels);
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        follow_cluster(args, settings, &node_name, &sender, &metrics)?;
+        let recorder = follow_cluster(args, settings, &node_name, &sender, &metrics)?;
+        recorder.record(of_node(&node_name, false, "Starting"));
         addresses::watch(sender.clone()).context("watching the addresses of this host")?;
         let _watch = monitor
             .map(|monitor| {
@@ -102,7 +111,10 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
             health_check_node_ports: health_check_node_port::start(
                 http.handle(),
                 engine.health().clone(),
+                node_name.clone(),
+                recorder.clone(),
             ),
+            recorder: recorder.clone(),
             leftovers: expects_node
                 .then(leftovers::take_over_in_background)
                 .transpose()
@@ -111,18 +123,55 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         let tally = Tally::new(metrics, &families);
         let proxy = Proxy::new(engine, this_node, followers, standing, tally);
         let stopped = on_own_thread(proxy, receiver)?;
+        let mut config = watch_config(settings.file.as_deref());
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         tokio::select! {
             _ = terminate.recv() => info!("stopped by SIGTERM; the rules stay in force"),
             _ = interrupt.recv() => info!("stopped by SIGINT; the rules stay in force"),
-            Some(failed) = failures.recv() => return Err(failed.into()),
+            () = async {
+                match &mut config {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            } => bail!("content of the proxy server's configuration file was updated"),
+            Some(failed) = failures.recv() => {
+                recorder.record(Occurrence {
+                    note: failed.note(),
+                    ..of_node(&node_name, true, failed.server.reason())
+                });
+                recorder.flush().await;
+                return Err(failed.into());
+            }
             result = stopped => {
                 return result.context("the proxy's loop has ended")?.context("syncing the rules");
             }
         }
+        notify(STOPPING);
         Ok(())
     })
+}
+
+fn watch_config(file: Option<&Path>) -> Option<ConfigWatch> {
+    match config_watch::watch(file?) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(error, "changes of the configuration file are not noticed");
+            None
+        }
+    }
+}
+
+/// kube-proxy's Events of its start.
+fn of_node(name: &str, is_warning: bool, reason: &'static str) -> Occurrence {
+    Occurrence {
+        regarding: Regarding::Node(name.to_owned()),
+        is_warning,
+        reason,
+        action: "StartKubeProxy",
+        note: String::new(),
+    }
 }
 
 /// Many clients of the servers need many files, as Go's programs have them. More than a low limit is
@@ -173,7 +222,7 @@ fn follow_cluster(
     node_name: &str,
     sender: &mpsc::Sender<Event>,
     metrics: &Metrics,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Recorder> {
     let Some(path) = &args.manifests else {
         return api::start(settings, node_name, sender, &metrics.api);
     };
@@ -183,7 +232,8 @@ fn follow_cluster(
     let allow_external_ips = settings.feature_gates.allow_service_external_ips;
     let converter = Converter::new(node_name, allow_external_ips);
     tokio::spawn(follow(source, watcher, converter, sender.clone()));
-    Ok(())
+    // Nobody reads Events of files.
+    Ok(Recorder::default())
 }
 
 /// Starts the servers of health and metrics; says if one of them had to start and could not.

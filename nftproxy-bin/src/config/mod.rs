@@ -79,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) feature_gates: FeatureGates,
     /// The merged and defaulted document that all of the above was read from.
     pub(crate) effective: KubeProxyConfiguration,
+    /// The file that all of it was read from, if it was.
+    pub(crate) file: Option<PathBuf>,
     /// Every flag of kube-proxy's, with its value.
     pub(crate) flags: BTreeMap<&'static str, String>,
     /// What the operator should be told once logging is set up.
@@ -190,6 +192,7 @@ impl Settings {
         if !flags.api_servers.is_empty() {
             settings.api_servers = flags.api_servers.clone();
         }
+        settings.file = flags.config.clone();
         settings.flags = flagz::flagz(flags);
         warnings.append(&mut settings.warnings);
         for path in validate::inert_settings(&config) {
@@ -282,7 +285,8 @@ mod tests {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         // O-33: the empty mode runs nftables, loudly.
         assert!(warnings[0].contains("mode: nftables"), "{warnings:?}");
-        // The flags themselves say where the file is.
+        // They say where the file is.
+        settings.file = None;
         settings.flags.insert("config", String::new());
         assert_eq!(settings, load(&[]).unwrap());
     }

@@ -108,6 +108,7 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         log: checks.logging(&config.logging, &config.nftproxy.log_filter, gates),
         feature_gates: gates,
         effective: config.clone(),
+        file: None,
         flags: BTreeMap::new(),
         warnings,
     };

@@ -5,6 +5,7 @@
 //! is answered. Read [`start`] first.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -20,18 +21,59 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
+use crate::source::api::{Occurrence, Recorder, Regarding};
+
 use super::http::{Handler, Response, full, listen_for_family, serve};
 
 /// Starts the task on a runtime. It ends when all senders are gone.
-pub(crate) fn start(runtime: &Handle, health: Health) -> UnboundedSender<HealthChecks> {
+pub(crate) fn start(
+    runtime: &Handle,
+    health: Health,
+    node_name: String,
+    recorder: Recorder,
+) -> UnboundedSender<HealthChecks> {
     let (sender, receiver) = unbounded_channel();
-    runtime.spawn(run(health, receiver));
+    runtime.spawn(run(
+        health,
+        Witness {
+            node_name,
+            recorder,
+        },
+        receiver,
+    ));
     sender
 }
 
-async fn run(health: Health, mut updates: UnboundedReceiver<HealthChecks>) {
-    let mut v4 = Ports::new(IpFamily::V4, health.clone());
-    let mut v6 = Ports::new(IpFamily::V6, health);
+/// Tells of ports that cannot be had.
+#[derive(Clone, Default)]
+struct Witness {
+    node_name: String,
+    recorder: Recorder,
+}
+
+impl Witness {
+    /// kube-proxy's Event.
+    fn failed(&self, service: &ServiceName, port: NonZeroU16, error: &io::Error) {
+        let node = &self.node_name;
+        let (namespace, name) = service.parts();
+        self.recorder.record(Occurrence {
+            regarding: Regarding::Service {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            },
+            is_warning: true,
+            reason: "FailedToStartServiceHealthcheck",
+            action: "Listen",
+            note: format!(
+                "node {node} failed to start healthcheck \"{service}\" on port {port}: {error}"
+            ),
+        });
+    }
+}
+
+async fn run(health: Health, witness: Witness, mut updates: UnboundedReceiver<HealthChecks>) {
+    let mut v4 = Ports::new(IpFamily::V4, health.clone(), witness.clone());
+    let mut v6 = Ports::new(IpFamily::V6, health, witness);
     while let Some(update) = updates.recv().await {
         match update.family {
             IpFamily::V4 => v4.apply(update).await,
@@ -44,15 +86,17 @@ async fn run(health: Health, mut updates: UnboundedReceiver<HealthChecks>) {
 struct Ports {
     family: IpFamily,
     health: Health,
+    witness: Witness,
     addresses: BTreeSet<IpAddr>,
     services: BTreeMap<ServiceName, Port>,
 }
 
 impl Ports {
-    fn new(family: IpFamily, health: Health) -> Self {
+    fn new(family: IpFamily, health: Health, witness: Witness) -> Self {
         Self {
             family,
             health,
+            witness,
             addresses: BTreeSet::new(),
             services: BTreeMap::new(),
         }
@@ -83,7 +127,10 @@ impl Ports {
             }
         }
         for (service, port) in &mut self.services {
-            port.listen_at(&self.addresses, self.family, service).await;
+            let result = port.listen_at(&self.addresses, self.family, service).await;
+            if let Err(error) = result {
+                self.witness.failed(service, port.number, &error);
+            }
         }
         if may_be_nowhere && self.addresses.is_empty() && !self.services.is_empty() {
             warn!(
@@ -124,9 +171,9 @@ impl Port {
         addresses: &BTreeSet<IpAddr>,
         family: IpFamily,
         service: &ServiceName,
-    ) {
+    ) -> io::Result<()> {
         if self.listeners.keys().eq(addresses) {
-            return;
+            return Ok(());
         }
         let port = self.number;
         debug!(%family, %service, port, ?addresses, "Opening healthcheck");
@@ -149,10 +196,12 @@ impl Port {
                         %family, %service, port, %ip, %error,
                         "Failed to start healthcheck; retrying at the next sync"
                     );
-                    return self.close().await;
+                    self.close().await;
+                    return Err(error);
                 }
             }
         }
+        Ok(())
     }
 
     async fn close(&mut self) {
@@ -223,7 +272,7 @@ mod tests {
     const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
     fn ports(family: IpFamily) -> Ports {
-        Ports::new(family, Health::new(SYNC_PERIOD))
+        Ports::new(family, Health::new(SYNC_PERIOD), Witness::default())
     }
 
     /// A port that nobody listens on, and that nobody is likely to be given soon.

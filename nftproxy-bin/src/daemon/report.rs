@@ -10,6 +10,7 @@ use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
 
 use crate::error::chain;
+use crate::source::api::{Occurrence, Recorder, Regarding};
 
 /// Logs what happened. What happens with each change is for those who debug.
 pub(crate) fn log(outcome: &Outcome) {
@@ -50,6 +51,27 @@ pub(crate) fn log(outcome: &Outcome) {
         Outcome::FlowsLeft(_) => {}
         other => debug!(?other, "something else happened"),
     }
+}
+
+/// Has an Event written of what the owner of a Service should know.
+pub(crate) fn record(outcome: &Outcome, recorder: &Recorder) {
+    let Outcome::NoteAppeared { note, .. } = outcome else {
+        return;
+    };
+    let Some(service_port) = note.service_port() else {
+        return;
+    };
+    let (namespace, name) = service_port.service.parts();
+    recorder.record(Occurrence {
+        regarding: Regarding::Service {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        },
+        is_warning: true,
+        reason: note.reason(),
+        action: "SyncProxyRules",
+        note: note.to_string(),
+    });
 }
 
 fn synced(family: IpFamily, report: &Report, is_recovery: bool) {

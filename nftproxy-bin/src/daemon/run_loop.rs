@@ -13,13 +13,15 @@ use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
 use nftproxy_core::model::{IpFamily, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::node::ThisNode;
+use super::notify::{READY, notify};
 use super::report;
 use super::standing::Standing;
 use super::tally::Tally;
 use crate::source::Event;
+use crate::source::api::Recorder;
 
 /// How long to wait for the Node object, once all else is there.
 pub(crate) const NODE_PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +32,8 @@ pub(crate) struct Followers {
     pub(crate) flows: Sender<Flows>,
     /// Serves health-check node ports.
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
+    /// Tells those who look at Services of what is left out.
+    pub(crate) recorder: Recorder,
     /// Removes another proxy's rules once ours are there; told of each family's first sync.
     pub(crate) leftovers: Option<Sender<IpFamily>>,
 }
@@ -41,6 +45,8 @@ pub(crate) struct Proxy<K4, K6, T> {
     followers: Followers,
     standing: Arc<Standing>,
     tally: Tally,
+    /// Whether all families have been in step.
+    is_ready: bool,
 }
 
 impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
@@ -57,6 +63,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             followers,
             standing,
             tally,
+            is_ready: false,
         }
     }
 
@@ -108,7 +115,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                 }
             }
             // The last that was known of it still holds for the rules.
-            Event::NodeDeleted => warn!("the object of this node does not exist"),
+            Event::NodeDeleted => warn!("Node is being deleted, or does not exist"),
             Event::AddressesChanged => {
                 self.this_node.read_addresses();
                 self.apply(self.this_node.addresses_event());
@@ -124,10 +131,8 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
 
     fn perform(&mut self, task: Task) -> Result<(), ApplyError> {
         let is_first = task == Task::Sync && !self.engine.has_synced();
-        if is_first && !self.this_node.is_known() {
-            warn!(
-                "this node's object did not come in time; going on without its addresses and zone"
-            );
+        if is_first && let Some(lacks) = self.this_node.lacks() {
+            error!("Timed out waiting for node {lacks}; going on without");
         }
         let started = std::time::Instant::now();
         let outcomes = self.engine.perform(task, now());
@@ -135,6 +140,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         self.tally.performed(&outcomes, took, self.engine.state());
         for outcome in outcomes {
             report::log(&outcome);
+            report::record(&outcome, &self.followers.recorder);
             match outcome {
                 Outcome::Synced {
                     family, changed, ..
@@ -162,6 +168,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         }
         if self.engine.has_synced() {
             self.followers.leftovers = None;
+            if !std::mem::replace(&mut self.is_ready, true) {
+                notify(READY);
+            }
         }
     }
 
@@ -232,6 +241,10 @@ mod tests {
             }
             self.fake.lock().unwrap().commit(delta)
         }
+
+        fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+            self.fake.lock().unwrap().generation()
+        }
     }
 
     struct Fixture {
@@ -271,6 +284,7 @@ mod tests {
         let followers = Followers {
             flows: std::sync::mpsc::channel().0,
             health_check_node_ports: updates,
+            recorder: Recorder::default(),
             leftovers: None,
         };
         let engine = Engine::new(kernels, options, now());

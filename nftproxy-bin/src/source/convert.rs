@@ -34,11 +34,22 @@ pub(crate) trait Convert<K> {
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event;
 }
 
-/// Converts an object and reports what of it could not be used.
+/// Converts an object and logs what of it could not be used.
 pub(crate) fn applied<K>(convert: &impl Convert<K>, object: &K) -> Event {
+    applied_and_told(convert, object, |_| {})
+}
+
+/// The same, and tells somebody else.
+pub(crate) fn applied_and_told<K>(
+    convert: &impl Convert<K>,
+    object: &K,
+    tell: impl Fn(&Problem),
+) -> Event {
     let mut problems = Vec::new();
     let event = convert.applied(object, &mut problems);
-    for Problem { object, message } in problems {
+    for problem in problems {
+        tell(&problem);
+        let Problem { object, message } = problem;
         warn!(object, "{message}");
     }
     event

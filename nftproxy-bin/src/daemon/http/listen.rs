@@ -35,6 +35,29 @@ impl Server {
     }
 }
 
+impl Server {
+    /// The reason of kube-proxy's Event for its failure.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Healthz => "FailedToStartProxierHealthcheck",
+            Self::Metrics => "FailedToStartMetricServer",
+        }
+    }
+}
+
+impl Failed {
+    /// What an Event says of it.
+    pub(crate) fn note(&self) -> String {
+        let Self {
+            address, source, ..
+        } = self;
+        format!(
+            "{}: listening at {address}: {source}",
+            self.server.failure()
+        )
+    }
+}
+
 /// A server could not be started, and must be.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: listening at {address}", .server.failure())]

@@ -25,6 +25,7 @@ mod limit;
 mod list;
 mod proxy;
 mod query;
+mod recorder;
 mod recovery;
 mod reflector;
 mod status;
@@ -44,6 +45,7 @@ use tokio::sync::mpsc::Sender;
 use self::access::Access;
 use self::client::Client;
 use self::limit::Limit;
+pub(crate) use self::recorder::{Occurrence, Recorder, Regarding};
 use self::recovery::Recovery;
 use self::reflector::{Reflector, Resource};
 use super::Event;
@@ -51,7 +53,8 @@ use super::convert::{Nodes, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
 use crate::metrics::ApiMetrics;
 
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. Returns
+/// who writes Events there.
 ///
 /// # Errors
 ///
@@ -62,7 +65,7 @@ pub(crate) fn start(
     node_name: &str,
     events: &Sender<Event>,
     metrics: &ApiMetrics,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Recorder> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
     let client = Arc::new(Client::new(
@@ -72,6 +75,8 @@ pub(crate) fn start(
         metrics.clone(),
     ));
     let recovery = Arc::new(Recovery::new());
+    let host = nix::unistd::gethostname()?;
+    let recorder = Recorder::start(client.clone(), host.to_string_lossy().into_owned());
 
     macro_rules! follow {
         ($object:ty, $convert:expr, $resource:expr) => {
@@ -82,6 +87,7 @@ pub(crate) fn start(
                     $resource,
                     $convert,
                     events.clone(),
+                    recorder.clone(),
                 )
                 .run(),
             )
@@ -141,7 +147,7 @@ pub(crate) fn start(
             is_optional: false,
         }
     );
-    Ok(())
+    Ok(recorder)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use nftproxy_core::k8s::Problem;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -21,13 +22,14 @@ use super::failure::Failure;
 use super::frames::Frames;
 use super::list::List;
 use super::query::Query;
+use super::recorder::Recorder;
 use super::recovery::{Recovery, Streak};
 use super::status::Status;
 use super::wire::protobuf::Unreadable;
 use super::wire::{Encoding, Item, ListMeta, Object, WatchEvent};
 use crate::error::chain;
 use crate::source::Event;
-use crate::source::convert::{Convert, applied};
+use crate::source::convert::{Convert, applied_and_told};
 
 /// Objects in a page, as Go's clients ask for.
 const PAGE_SIZE: usize = 500;
@@ -99,6 +101,7 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     resource: Resource,
     convert: C,
     events: Sender<Event>,
+    recorder: Recorder,
     /// Up to where everything is known; none before a list is complete.
     version: Option<String>,
     /// What a new list must not be older than; none if anything is good enough, empty if it must
@@ -145,6 +148,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         resource: Resource,
         convert: C,
         events: Sender<Event>,
+        recorder: Recorder,
     ) -> Self {
         let refused = vec![Refused::default(); client.n_servers()];
         Self {
@@ -153,6 +157,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             resource,
             convert,
             events,
+            recorder,
             version: None,
             not_older_than: None,
             refused,
@@ -419,7 +424,11 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing.names.insert(self.convert.name(item.object()));
         }
         match item {
-            Item::Good(object) => self.send(applied(&self.convert, &object)).await,
+            Item::Good(object) => {
+                let tell = |problem: &Problem| self.recorder.record_problem(problem);
+                let event = applied_and_told(&self.convert, &object, tell);
+                self.send(event).await
+            }
             Item::Bad(object, error) => {
                 let metadata = object.metadata();
                 let namespace = metadata.namespace.as_deref().unwrap_or_default();
