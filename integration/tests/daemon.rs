@@ -426,7 +426,7 @@ fn hopeless_starts_say_why() {
             (&["run", "--kubeconfig", missing], "reading kubeconfig"),
             (
                 &["run", "--config", missing],
-                "failed to read configuration file",
+                "failed complete: failed to read",
             ),
             (&["run", "--manifests", missing], "looking for manifests"),
             (&["run"], "there is no in-cluster configuration"),

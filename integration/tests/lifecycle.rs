@@ -35,10 +35,12 @@ COMMIT
 -A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD
 COMMIT
 ";
-const KUBE_PROXY_TABLES: &str =
-    "table ip kube-proxy { chain a { type nat hook prerouting priority -100; } }
-table ip6 kube-proxy { map b { type ipv6_addr : verdict; } }
-table ip other { chain c { } }
+const KUBE_PROXY_TABLES: &str = "\
+add table ip kube-proxy
+add chain ip kube-proxy a { type nat hook prerouting priority -100; }
+add table ip6 kube-proxy
+add map ip6 kube-proxy b { type ipv6_addr : verdict; }
+add table ip other
 ";
 
 /// Leaves in the namespace what kube-proxy does in its modes iptables and nftables.

@@ -66,7 +66,8 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
                 format!(
                     "table {family} {name} has kube-proxy's rules, which serve Services as well"
                 ),
-                "stop kube-proxy, and remove its rules with `kube-proxy --cleanup`",
+                "stop kube-proxy if it runs; `nftproxy run` removes them after its first sync, and \
+                 `nftproxy cleanup` at once",
             ));
             continue;
         }

@@ -157,20 +157,24 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                 _ => {}
             }
         }
+        self.finish_start();
         Ok(())
     }
 
-    /// Another proxy's rules are to go once ours are there.
-    fn take_over(&mut self, family: IpFamily) {
+    /// Another proxy's rules of a family are to go once ours are there.
+    fn take_over(&self, family: IpFamily) {
         if let Some(leftovers) = &self.followers.leftovers {
             // If nobody listens, the process is at its end already.
             let _ = leftovers.send(family);
         }
-        if self.engine.has_synced() {
+    }
+
+    /// What is done once, when all families are in step.
+    fn finish_start(&mut self) {
+        if !self.is_ready && self.engine.has_synced() {
+            self.is_ready = true;
             self.followers.leftovers = None;
-            if !std::mem::replace(&mut self.is_ready, true) {
-                notify(READY);
-            }
+            notify(READY);
         }
     }
 

@@ -138,7 +138,10 @@ async fn run(client: Arc<Client>, instance: String, mut messages: Receiver<Messa
                 count_up(&client, &occurrence, &name, count, at).await
             }
         };
-        if let Err(error) = written {
+        if let Err(Failure::Unreachable) = &written {
+            // It has been said, and is said once.
+            debug!(reason = occurrence.reason, "an Event is lost");
+        } else if let Err(error) = written {
             warn!(%error, reason = occurrence.reason, "an Event cannot be written");
         }
     }
