@@ -7,13 +7,14 @@ use clap::Parser;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nftproxy_core::engine;
-use nftproxy_core::model;
+use nftproxy_core::model::{self, IpFamily};
 use tokio::sync::mpsc;
 
 use crate::config::{ConfigFlags, Settings};
+use crate::metrics::Metrics;
 use crate::source::Event;
 use crate::source::api::{self, Object};
-use crate::source::convert::{Services, Slices, applied};
+use crate::source::convert::{Convert, Objects, Services, Slices};
 
 pub use crate::source::api::Encoding;
 
@@ -26,7 +27,7 @@ pub fn service(encoding: Encoding, frame: &[u8]) -> Result<Option<model::Service
     let convert = Services {
         allow_external_ips: true,
     };
-    match applied(&convert, &object::<core::Service>(encoding, frame)?) {
+    match applied(convert, &object::<core::Service>(encoding, frame)?)? {
         Event::Cluster(engine::Event::ServiceApplied(service)) => Ok(Some(service)),
         Event::Cluster(engine::Event::ServiceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
@@ -46,11 +47,16 @@ pub fn slice(
     let convert = Slices {
         node_name: node_name.to_owned(),
     };
-    match applied(&convert, &object::<EndpointSlice>(encoding, frame)?) {
-        Event::Cluster(engine::Event::SliceApplied(slice)) => Ok(Some(slice)),
+    match applied(convert, &object::<EndpointSlice>(encoding, frame)?)? {
+        Event::SliceApplied { slice, .. } => Ok(Some(slice)),
         Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
     }
+}
+
+fn applied<K, C: Convert<K>>(convert: C, object: &K) -> Result<Event, String> {
+    let event = Objects::new(convert).applied(object);
+    event.ok_or_else(|| "an object without a name".to_owned())
 }
 
 fn object<K: Object>(encoding: Encoding, frame: &[u8]) -> Result<K, String> {
@@ -78,7 +84,9 @@ impl Follower {
         let arguments = arguments.into_iter().chain([kubeconfig.as_os_str()]);
         let flags = Flags::try_parse_from(arguments)?;
         let (sender, receiver) = mpsc::channel(crate::cmd::run::EVENT_QUEUE);
-        api::start(&Settings::load(&flags.config)?, node_name, &sender)?;
+        let settings = Settings::load(&flags.config)?;
+        let metrics = Metrics::new(&[IpFamily::V4, IpFamily::V6], &[]);
+        api::start(&settings, node_name, &sender, &metrics.api)?;
         Ok(Self(receiver))
     }
 
