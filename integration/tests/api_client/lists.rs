@@ -178,7 +178,7 @@ fn servers_without_service_cidrs_are_served_as_well() {
             .inject(Rule::new(absent).on(Resource::ServiceCidrs));
         let mut daemon = bed.start();
         daemon
-            .wait_for_log("the API server has none of this kind kind=\"ServiceCIDR\"")
+            .wait_for_log("the API server has none of this kind\" kind=\"ServiceCIDR\"")
             .unwrap();
         daemon.wait_for_log("ipFamily=\"IPv4\" full=true").unwrap();
         std::thread::sleep(Duration::from_secs(2));
