@@ -11,6 +11,7 @@ use nftproxy_core::model;
 use tokio::sync::mpsc;
 
 use crate::config::{ConfigFlags, Settings};
+use crate::metrics::Metrics;
 use crate::source::Event;
 use crate::source::api::{self, Object};
 use crate::source::convert::{Objects, Services, Slices};
@@ -49,7 +50,7 @@ pub fn slice(
     };
     let object = object::<EndpointSlice>(encoding, frame)?;
     match Objects::new(convert).applied(&object).ok_or("no name")? {
-        Event::Cluster(engine::Event::SliceApplied(slice)) => Ok(Some(slice)),
+        Event::SliceApplied { slice, .. } => Ok(Some(slice)),
         Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
     }
@@ -80,7 +81,13 @@ impl Follower {
         let arguments = arguments.into_iter().chain([kubeconfig.as_os_str()]);
         let flags = Flags::try_parse_from(arguments)?;
         let (sender, receiver) = mpsc::channel(crate::cmd::run::EVENT_QUEUE);
-        api::start(&Settings::load(&flags.config)?, node_name, &sender)?;
+        let metrics = Metrics::new(&[], &[]);
+        api::start(
+            &Settings::load(&flags.config)?,
+            node_name,
+            &sender,
+            &metrics.api,
+        )?;
         Ok(Self(receiver))
     }
 

@@ -16,7 +16,8 @@ const KUBE_PROXY_CHAINS: [&str; 3] = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPO
 /// Its table in nftables mode.
 const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
-const STOP_KUBE_PROXY: &str = "stop kube-proxy, and remove its rules with `kube-proxy --cleanup`";
+const STOP_KUBE_PROXY: &str = "stop kube-proxy if it runs; `nftproxy run` removes its rules \
+     after its first sync, and `nftproxy cleanup` at once";
 /// The interface that has all ClusterIPs in its ipvs mode.
 const KUBE_PROXY_INTERFACE: &str = "kube-ipvs0";
 

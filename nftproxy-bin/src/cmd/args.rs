@@ -33,6 +33,12 @@ Exit code: 0 if all is well, 1 if the proxy runs and something will not work, 2 
 It can run beside the proxy, or in its place before it starts; while the proxy runs, its own ports \
 are taken.";
 
+const CLEANUP_EXIT_CODES: &str = "\
+Exit code: 0 if nothing is left, 1 if something could not be removed.
+
+Services stop working for new connections on this node until a proxy runs again. Stop the proxy \
+first: one that runs makes its rules anew.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Keep this node's nftables rules in step with its Services
@@ -41,6 +47,9 @@ pub(crate) enum Command {
     /// Look whether this host has what the proxy needs, without changing anything
     #[command(args_override_self = true, after_help = CHECK_EXIT_CODES)]
     Check(CheckArgs),
+    /// Remove nftproxy's tables, and kube-proxy's rules in all its modes
+    #[command(args_override_self = true, after_help = CLEANUP_EXIT_CODES)]
+    Cleanup(CleanupArgs),
     /// Print the rules for a set of manifests, as `nft` reads them, without touching the kernel
     #[command(args_override_self = true)]
     Render(RenderArgs),
@@ -53,6 +62,46 @@ pub(crate) struct RunArgs {
     pub(crate) manifests: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
+    #[command(flatten)]
+    pub(crate) instead: Instead,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+/// What kube-proxy does instead of running. The first of these counts.
+#[derive(Debug, Args)]
+pub(crate) struct Instead {
+    /// Write the effective configuration to this file and exit
+    #[arg(long, value_name = "FILE", help_heading = "Instead of running")]
+    pub(crate) write_config_to: Option<PathBuf>,
+    /// Remove nftproxy's tables and kube-proxy's rules and exit, as the command `cleanup` does
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        help_heading = "Instead of running"
+    )]
+    pub(crate) cleanup: bool,
+    /// Do what takes privileges, such as sysctls, and exit; for an init container
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        help_heading = "Instead of running"
+    )]
+    pub(crate) init_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }

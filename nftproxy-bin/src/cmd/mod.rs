@@ -2,6 +2,8 @@
 
 pub(crate) mod args;
 pub(crate) mod check;
+pub(crate) mod cleanup;
+pub(crate) mod init;
 pub(crate) mod render;
 pub(crate) mod run;
 
@@ -11,6 +13,7 @@ use nftproxy_core::model::{Node, NodeInfo};
 
 use crate::config::Settings;
 use crate::daemon::node::{self, NodeSettings};
+pub(crate) use crate::daemon::run_loop::NODE_PATIENCE;
 use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.

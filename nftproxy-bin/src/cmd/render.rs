@@ -31,12 +31,12 @@ pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> 
     {
         match event {
             Event::Cluster(engine::Event::ServiceApplied(service)) => state.apply_service(service),
-            Event::Cluster(engine::Event::SliceApplied(slice)) => state.apply_slice(slice),
+            Event::SliceApplied { slice, .. } => state.apply_slice(slice),
             Event::Cluster(engine::Event::ServiceCidrApplied(name, cidrs)) => {
                 state.apply_service_cidr(&name, cidrs);
             }
             // What the command line says of the node counts more than a manifest.
-            Event::NodeApplied(mut node) => {
+            Event::NodeApplied { info: mut node, .. } => {
                 if !args.node.ips.is_empty() || node.ips.is_empty() {
                     node.ips = info.ips;
                 }

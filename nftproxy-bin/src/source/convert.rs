@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -13,6 +14,11 @@ use nftproxy_core::model::{NameError, ServiceName, SliceName, check_subdomain};
 use tracing::{info, warn};
 
 use super::Event;
+
+/// When a pod or Service changed that a slice was changed for; its controller writes it.
+pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// The cluster autoscaler's taint of a node that it is about to delete.
+const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {
@@ -40,6 +46,8 @@ pub(crate) struct Objects<K, C: Convert<K>> {
     convert: C,
     /// What is wrong with objects, of those that have a name.
     wrong: BTreeMap<C::Name, BTreeSet<String>>,
+    /// Who else is told of what is wrong: which object, and what.
+    tell: Box<dyn Fn(&str, &str) + Send + Sync>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -48,7 +56,16 @@ impl<K, C: Convert<K>> Objects<K, C> {
         Self {
             convert,
             wrong: BTreeMap::new(),
+            tell: Box::new(|_, _| {}),
             kind: PhantomData,
+        }
+    }
+
+    /// The same, which also tells somebody else.
+    pub(crate) fn telling(convert: C, tell: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self {
+            tell: Box::new(tell),
+            ..Self::new(convert)
         }
     }
 
@@ -83,6 +100,7 @@ impl<K, C: Convert<K>> Objects<K, C> {
         let known = self.wrong.remove(&name).unwrap_or_default();
         for message in problems.difference(&known) {
             warn!(object = label, "{message}");
+            (self.tell)(label, message);
         }
         for message in known.difference(&problems) {
             info!(object = label, "no longer: {message}");
@@ -176,7 +194,10 @@ impl Convert<EndpointSlice> for Slices {
         problems: &mut Vec<Problem>,
     ) -> Event {
         match k8s::endpoint_slice(object, &self.node_name, problems) {
-            Some(slice) => engine::Event::SliceApplied(slice).into(),
+            Some(slice) => Event::SliceApplied {
+                slice,
+                triggered: triggered(&object.metadata),
+            },
             None => engine::Event::SliceDeleted(name).into(),
         }
     }
@@ -188,6 +209,12 @@ impl Convert<EndpointSlice> for Slices {
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event {
         engine::Event::SlicesListed(names).into()
     }
+}
+
+/// When the pod or Service changed that a slice was changed for.
+fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(ANNOTATION_TRIGGER_TIME)?.parse().ok()
 }
 
 /// The name of an object that is in no namespace.
@@ -226,6 +253,15 @@ impl Convert<ServiceCIDR> for ServiceCidrs {
     }
 }
 
+/// Whether a node stays, as far as its object tells.
+fn is_eligible(node: &core::Node) -> bool {
+    let spec = node.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_deref());
+    let mut keys = taints.unwrap_or_default().iter().map(|taint| &taint.key);
+    let is_to_go = keys.any(|key| key == TAINT_TO_BE_DELETED);
+    node.metadata.deletion_timestamp.is_none() && !is_to_go
+}
+
 /// Conversion of this node's object, the only one that is watched.
 pub(crate) struct Nodes;
 
@@ -243,7 +279,10 @@ impl Convert<core::Node> for Nodes {
     }
 
     fn applied(&self, _: String, object: &core::Node, problems: &mut Vec<Problem>) -> Event {
-        Event::NodeApplied(k8s::node_info(object, problems))
+        Event::NodeApplied {
+            info: k8s::node_info(object, problems),
+            is_eligible: is_eligible(object),
+        }
     }
 
     fn deleted(&self, _: String) -> Event {
@@ -281,6 +320,34 @@ mod tests {
                 panic!("{event:?}")
             };
             assert_eq!(service.external_ips.len(), expected);
+        }
+    }
+
+    /// O-97: a node that is to go is not eligible, whatever the taint's value and effect.
+    #[test]
+    fn a_node_that_is_to_go_is_not_eligible() {
+        let taint = |key: &str| serde_json::json!({"taints": [{"key": "a"}, {"key": key}]});
+        for (metadata, spec, expected) in [
+            (serde_json::json!({}), serde_json::json!({}), true),
+            (
+                serde_json::json!({}),
+                taint("node.kubernetes.io/not-ready"),
+                true,
+            ),
+            (serde_json::json!({}), taint(TAINT_TO_BE_DELETED), false),
+            (
+                serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                serde_json::json!({}),
+                false,
+            ),
+        ] {
+            let object = serde_json::json!({"metadata": metadata, "spec": spec});
+            let object = serde_json::from_value(object).unwrap();
+            let event = Nodes.applied("node-1".into(), &object, &mut Vec::new());
+            let Event::NodeApplied { is_eligible, .. } = event else {
+                panic!("a node is applied")
+            };
+            assert_eq!(is_eligible, expected, "{object:?}");
         }
     }
 }

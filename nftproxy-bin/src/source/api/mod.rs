@@ -25,6 +25,7 @@ mod limit;
 mod list;
 mod proxy;
 mod query;
+mod recorder;
 mod recovery;
 mod reflector;
 mod status;
@@ -45,6 +46,7 @@ use tokio::sync::mpsc::Sender;
 use self::access::Access;
 use self::client::Client;
 use self::limit::Limit;
+pub(crate) use self::recorder::{Occurrence, Recorder, Regarding};
 use self::recovery::Recovery;
 use self::reflector::{Reflector, Resource};
 pub use self::wire::Encoding;
@@ -52,8 +54,10 @@ pub(crate) use self::wire::{Object, object_in};
 use super::Event;
 use super::convert::{Nodes, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
+use crate::metrics::ApiMetrics;
 
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. Returns
+/// who writes Events there.
 ///
 /// # Errors
 ///
@@ -63,11 +67,19 @@ pub(crate) fn start(
     settings: &Settings,
     node_name: &str,
     events: &Sender<Event>,
-) -> anyhow::Result<()> {
+    metrics: &ApiMetrics,
+) -> anyhow::Result<Recorder> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
-    let client = Arc::new(Client::new(Access::new(settings)?, accept, limit));
+    let client = Arc::new(Client::new(
+        Access::new(settings)?,
+        accept,
+        limit,
+        metrics.clone(),
+    ));
     let recovery = Arc::new(Recovery::new());
+    let host = nix::unistd::gethostname()?;
+    let recorder = Recorder::start(client.clone(), host.to_string_lossy().into_owned());
 
     macro_rules! follow {
         ($object:ty, $convert:expr, $resource:expr) => {
@@ -78,6 +90,7 @@ pub(crate) fn start(
                     $resource,
                     $convert,
                     events.clone(),
+                    recorder.clone(),
                 )
                 .run(),
             )
@@ -137,7 +150,7 @@ pub(crate) fn start(
             is_optional: false,
         }
     );
-    Ok(())
+    Ok(recorder)
 }
 
 #[cfg(test)]

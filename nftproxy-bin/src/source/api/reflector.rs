@@ -21,6 +21,7 @@ use super::failure::Failure;
 use super::frames::Frames;
 use super::list::List;
 use super::query::Query;
+use super::recorder::Recorder;
 use super::recovery::{Recovery, Streak};
 use super::status::Status;
 use super::ways::{Refused, Way};
@@ -131,13 +132,16 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         resource: Resource,
         convert: C,
         events: Sender<Event>,
+        recorder: Recorder,
     ) -> Self {
         let refused = vec![Refused::default(); client.n_servers()];
         Self {
             client,
             recovery,
             resource,
-            objects: Objects::new(convert),
+            objects: Objects::telling(convert, move |object, message| {
+                recorder.record_problem(object, message);
+            }),
             events,
             version: None,
             not_older_than: None,
@@ -431,6 +435,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             ms = listing.start.elapsed().as_millis(),
             "list complete"
         );
+        self.client.metrics().listed(self.resource.kind);
         let event = self.objects.listed(listing.names);
         self.send(event).await?;
         self.learned(version);
@@ -469,6 +474,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing = Some(Listing::new());
         }
         let (mut response, encoding) = self.get(&query).await?;
+        self.client.metrics().watching(self.resource.kind);
         let start = Instant::now();
         let end = start + time + WATCH_MARGIN;
         let mut frames = Frames::new(encoding);
