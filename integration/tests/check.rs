@@ -94,13 +94,22 @@ fn warnings_count_unless_they_are_allowed() {
     });
 }
 
+/// Adds an interface that is connected to something.
+fn add_link(host: &Namespace, name: &str) {
+    let peer = format!("{name}p");
+    host.exec(&[
+        "ip", "link", "add", name, "type", "veth", "peer", "name", &peer,
+    ])
+    .unwrap();
+    host.exec(&["ip", "link", "set", &peer, "up"]).unwrap();
+}
+
 /// An interface that is left out is told of, in each family that pods have.
 #[test]
 fn interfaces_that_forward_nothing_are_told() {
     in_sandbox(|| {
         let host = host();
-        host.exec(&["ip", "link", "add", "eth0.5", "type", "dummy"])
-            .unwrap();
+        add_link(&host, "eth0.5");
         assert_eq!(check(&host, &[]).1, Some(0));
         for version in ["ipv4", "ipv6"] {
             let path = format!("/proc/sys/net/{version}/conf/eth0.5/forwarding");
@@ -129,8 +138,7 @@ fn strict_interfaces_beside_the_way_back_are_told() {
             ("eth1", "198.51.100.1", "200"),
         ] {
             let address = format!("{address}/24");
-            host.exec(&["ip", "link", "add", name, "type", "dummy"])
-                .unwrap();
+            add_link(&host, name);
             host.sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "1")
                 .unwrap();
             host.exec(&["ip", "link", "set", name, "up"]).unwrap();
@@ -236,8 +244,7 @@ fn others_that_translate_are_named() {
             .unwrap();
         assert_eq!(check(&host, &[]).1, Some(0));
 
-        host.exec(&["ip", "link", "add", "kube-ipvs0", "type", "dummy"])
-            .unwrap();
+        add_link(&host, "kube-ipvs0");
         assert_has(
             &check(&host, &[]).0,
             "kube-proxy in ipvs mode serves Services",
