@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use nftproxy_core::apply::netlink::{Neighbour, Netlink};
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
 use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
 
@@ -55,6 +56,7 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             is_dormant,
             chains,
             base_chains,
+            conduct: _,
         } = table;
         if name == ours.name() || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
             continue;
@@ -96,7 +98,7 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use nftproxy_core::apply::netlink::BaseChain;
+    use nftproxy_core::neighbour::BaseChain;
 
     use super::*;
     use crate::check::finding::Level;
@@ -105,9 +107,8 @@ mod tests {
         Neighbour {
             family,
             table: name.into(),
-            is_dormant: false,
             chains: chains.iter().map(|&chain| chain.to_owned()).collect(),
-            base_chains: Vec::new(),
+            ..Neighbour::default()
         }
     }
 
@@ -136,6 +137,7 @@ mod tests {
                 chain_type: chain_type.into(),
                 hook,
                 priority,
+                drops_by_default: false,
             });
             other
         };

@@ -23,7 +23,6 @@ use nix::sys::socket::MsgFlags;
 use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
 pub use self::encode::Batch;
-pub use self::neighbours::{BaseChain, Neighbour};
 pub use self::part::Part;
 pub use self::probe::Lack;
 use self::socket::{Connection, read_refusal, refused};
