@@ -423,6 +423,8 @@ impl<'a, F: Family> Tracer<'a, F> {
             let detail = match &after {
                 After::Next => continue,
                 After::Break => return Ok(After::Break),
+                // One that stands in the rule itself has been said.
+                After::Verdict(verdict) if rule.text.ends_with(&verdict.nft()) => String::new(),
                 After::Verdict(verdict) => format!(" → {}", verdict.nft()),
                 After::End(End::Translated) => flight
                     .dnat

@@ -3,17 +3,13 @@
 use std::fs;
 
 use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::inspect::is_kube_proxys;
 use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
 use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
 
 use super::finding::Finding;
 use crate::error::chain;
-
-/// What kube-proxy's chains start with in its iptables and ipvs modes.
-const KUBE_PROXY_CHAINS: [&str; 3] = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPORTS"];
-/// Its table in nftables mode.
-const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
 /// Looks at all tables of this network namespace.
 pub(super) fn neighbours() -> Vec<Finding> {
@@ -54,15 +50,13 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             family,
             table: name,
             is_dormant,
-            chains,
             base_chains,
-            conduct: _,
+            ..
         } = table;
         if name == ours.name() || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
             continue;
         }
-        let has_chain = |start: &&str| chains.iter().any(|chain| chain.starts_with(start));
-        if name == KUBE_PROXY_TABLE || KUBE_PROXY_CHAINS.iter().any(has_chain) {
+        if is_kube_proxys(table) {
             findings.push(Finding::warning(
                 "neighbours",
                 format!(

@@ -6,7 +6,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::Event;
-use super::convert::{Convert, Nodes, ServiceCidrs, Services, Slices, applied};
+use super::convert::{Convert, Nodes, Places, ServiceCidrs, Services, Slices, applied};
 use super::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
 use nftproxy_core::engine;
 use nftproxy_core::model::{ServiceName, SliceName};
@@ -24,9 +24,16 @@ impl Converter {
             services: Services { allow_external_ips },
             slices: Slices {
                 node_name: node_name.to_owned(),
+                places: None,
             },
             node_name: node_name.to_owned(),
         }
+    }
+
+    /// The same, noting where endpoints are.
+    pub(crate) fn noting(mut self, places: Places) -> Self {
+        self.slices.places = Some(places);
+        self
     }
 
     /// The event that a change amounts to; `None` for a Node that is not this one.

@@ -160,7 +160,7 @@ fn audit_family<F: OfFamily>(
     chains::compare(ruleset, &observed.ruleset, left.as_ref(), |finding| {
         findings.push(finding)
     });
-    chains::structure(&observed.ruleset, |finding| findings.push(finding));
+    chains::structure(ruleset, &observed.ruleset, |finding| findings.push(finding));
     let owners = Owners::new(desired, &compiled, &observed.ruleset);
     elements::compare(ruleset, &observed.ruleset, &owners, |finding| {
         findings.push(finding)

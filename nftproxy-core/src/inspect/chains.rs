@@ -1,11 +1,13 @@
 //! Chains and rules: those that should be there, those that are, and those that nothing leads to.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::expr::text;
 use super::finding::{Finding, Kind, Severity};
 use crate::compile::{Features, skeleton};
 use crate::model::{Family, Node};
+use crate::ruleset::element::Data;
 use crate::ruleset::expr::Expr;
 use crate::ruleset::name::ChainName;
 use crate::ruleset::schema::base_chain;
@@ -140,66 +142,91 @@ pub(super) fn with_left_affinity<F: Family>(
     })
 }
 
-/// Looks for verdicts that lead nowhere, and for chains that nothing leads to.
-pub(super) fn structure<F: Family>(observed: &FamilyRuleset<F>, mut found: impl FnMut(Finding)) {
-    let mut leads_to: BTreeMap<ChainName, BTreeSet<ChainName>> = BTreeMap::new();
-    let mut maps = BTreeMap::<_, BTreeSet<ChainName>>::new();
-    for element in &observed.elements {
-        if let crate::ruleset::element::Data::Verdict(verdict) = element.data()
-            && let Some(chain) = verdict.chain()
-        {
-            maps.entry(element.set()).or_default().insert(chain);
-        }
-    }
-    let picks = observed.picks.iter().map(|pick| {
-        (
-            ChainName::Pick(*pick),
-            crate::compile::pick_rules::<F>(*pick),
-        )
-    });
-    let fixed = observed.skeleton.chains.iter();
-    let all: BTreeMap<_, _> = fixed
-        .map(|(chain, rules)| (*chain, rules.clone()))
-        .chain(picks)
-        .collect();
-    for (chain, rules) in &all {
-        let targets = leads_to.entry(*chain).or_default();
-        for expr in rules.iter().flat_map(|rule| &rule.exprs) {
-            match expr {
-                Expr::Verdict(verdict) => targets.extend(verdict.chain()),
-                Expr::Lookup { set, .. } => targets.extend(maps.get(set).into_iter().flatten()),
-                _ => {}
+/// Which chains lead where.
+struct Links {
+    leads_to: BTreeMap<ChainName, BTreeSet<ChainName>>,
+}
+
+impl Links {
+    fn of<F: Family>(ruleset: &FamilyRuleset<F>) -> Self {
+        let mut maps = BTreeMap::<_, BTreeSet<ChainName>>::new();
+        for element in &ruleset.elements {
+            if let Data::Verdict(verdict) = element.data() {
+                let targets = maps.entry(element.set()).or_default();
+                targets.extend(verdict.chain());
             }
         }
+        let picks = ruleset.picks.iter().map(|pick| {
+            let rules = crate::compile::pick_rules::<F>(*pick);
+            (ChainName::Pick(*pick), Cow::Owned(rules))
+        });
+        let fixed = ruleset.skeleton.chains.iter();
+        let fixed = fixed.map(|(chain, rules)| (*chain, Cow::Borrowed(rules)));
+        let leads_to = fixed.chain(picks).map(|(chain, rules)| {
+            let mut targets = BTreeSet::new();
+            for expr in rules.iter().flat_map(|rule| &rule.exprs) {
+                match expr {
+                    Expr::Verdict(verdict) => targets.extend(verdict.chain()),
+                    Expr::Lookup { set, .. } => targets.extend(maps.get(set).into_iter().flatten()),
+                    _ => {}
+                }
+            }
+            (chain, targets)
+        });
+        Self {
+            leads_to: leads_to.collect(),
+        }
     }
-    for (chain, targets) in &leads_to {
-        for target in targets.iter().filter(|target| !all.contains_key(target)) {
+
+    /// The chains that packets come to.
+    fn reached(&self) -> BTreeSet<ChainName> {
+        let all = self.leads_to.keys().copied();
+        let mut open: Vec<_> = all.filter(|chain| base_chain(*chain).is_some()).collect();
+        let mut reached = BTreeSet::new();
+        while let Some(chain) = open.pop() {
+            if reached.insert(chain) {
+                open.extend(self.leads_to.get(&chain).into_iter().flatten());
+            }
+        }
+        reached
+    }
+}
+
+/// Looks for verdicts that lead nowhere, and for chains that nothing leads to.
+pub(super) fn structure<F: Family>(
+    desired: &FamilyRuleset<F>,
+    observed: &FamilyRuleset<F>,
+    mut found: impl FnMut(Finding),
+) {
+    let links = Links::of(observed);
+    for (chain, targets) in &links.leads_to {
+        for target in targets
+            .iter()
+            .filter(|target| !links.leads_to.contains_key(target))
+        {
             let message =
                 format!("a verdict leads from here to chain {target}, which does not exist");
             found(finding::<F>(*chain, Kind::Dangling, message));
         }
     }
-    let mut reached = BTreeSet::new();
-    let mut open: Vec<_> = all
+    let reached = links.reached();
+    let wanted = Links::of(desired).reached();
+    for chain in links
+        .leads_to
         .keys()
-        .copied()
-        .filter(|chain| base_chain(*chain).is_some())
-        .collect();
-    while let Some(chain) = open.pop() {
-        if reached.insert(chain) {
-            open.extend(leads_to.get(&chain).into_iter().flatten());
-        }
-    }
-    for chain in all.keys().filter(|chain| !reached.contains(chain)) {
-        // A plain pick chain of a map waits for its last sticky one to go, and others for the
-        // Services that need them: nothing is wrong with any of them.
+        .filter(|chain| !reached.contains(chain))
+    {
+        let (severity, effect) = if wanted.contains(chain) {
+            (Severity::Error, "what it decides is decided by nobody")
+        } else if matches!(chain, ChainName::Pick(_)) {
+            (Severity::Note, "it is left from before, which does no harm")
+        } else {
+            // Its map is empty for now, or it has been told of as one that nothing needs.
+            continue;
+        };
         found(Finding {
-            severity: Severity::Note,
-            effect: match chain {
-                ChainName::Pick(_) => "it is not in use, which does no harm",
-                _ => "nothing needs it at present",
-            }
-            .into(),
+            severity,
+            effect: effect.into(),
             ..finding::<F>(*chain, Kind::Unreachable, "no packet comes to it")
         });
     }

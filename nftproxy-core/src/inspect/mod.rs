@@ -6,6 +6,7 @@
 
 mod audit;
 mod chains;
+mod draw;
 mod elements;
 mod explain;
 mod expr;
@@ -23,6 +24,7 @@ use crate::model::{Family, IpFamily, Node, State, V4, V6};
 use crate::ruleset::FamilyRuleset;
 
 pub use audit::{Report, Scope, audit};
+pub use draw::{dot, svg};
 pub use explain::{Explanation, Query, Way, explain, explain_ruleset};
 pub use finding::{Finding, Kind, Severity};
 pub use others::is_kube_proxys;

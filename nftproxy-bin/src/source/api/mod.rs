@@ -30,7 +30,7 @@ mod reflector;
 mod status;
 mod tls;
 mod url;
-mod wire;
+pub(in crate::source) mod wire;
 
 use std::sync::Arc;
 
@@ -47,10 +47,11 @@ use self::limit::Limit;
 use self::recovery::Recovery;
 use self::reflector::{Reflector, Resource};
 use super::Event;
-use super::convert::{Nodes, ServiceCidrs, Services, Slices};
+use super::convert::{Nodes, Places, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
 
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. In
+/// `places` they note where endpoints are, for whoever asks.
 ///
 /// # Errors
 ///
@@ -60,6 +61,7 @@ pub(crate) fn start(
     settings: &Settings,
     node_name: &str,
     events: &Sender<Event>,
+    places: Option<Places>,
 ) -> anyhow::Result<()> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
@@ -99,6 +101,7 @@ pub(crate) fn start(
         EndpointSlice,
         Slices {
             node_name: node_name.to_owned(),
+            places,
         },
         Resource {
             kind: "EndpointSlice",

@@ -6,6 +6,7 @@
 mod meta;
 mod node;
 pub(super) mod protobuf;
+mod recorded;
 mod service;
 mod service_cidr;
 mod slice;
@@ -18,6 +19,7 @@ use serde_json::value::RawValue;
 
 use self::meta::Metadata;
 use self::protobuf::{Fields, Unreadable, unwrap};
+pub(in crate::source) use self::recorded::Recorded;
 use super::failure::Failure;
 use super::status::Status;
 

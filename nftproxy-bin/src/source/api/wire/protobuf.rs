@@ -5,7 +5,7 @@
 use std::fmt;
 
 /// What an object in protobuf starts with.
-const MAGIC: &[u8] = b"k8s\0";
+pub(super) const MAGIC: &[u8] = b"k8s\0";
 
 /// Why something cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
