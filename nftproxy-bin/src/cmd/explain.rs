@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
-use nftproxy_core::inspect::{Explanation, OfFamily, Query, Standing, Way, dot, explain, svg};
+use nftproxy_core::inspect::{Explanation, OfFamily, Query, Way, dot, explain, svg};
 use nftproxy_core::listing::Listing;
 use nftproxy_core::model::{Family, IpFamily, Protocol, Service, V4, V6};
 use nftproxy_core::trace::{Outcome, Packet};
@@ -211,10 +211,7 @@ impl Inputs<'_> {
         let left_out: Vec<_> = explanation
             .endpoints
             .iter()
-            .filter(|endpoint| {
-                endpoint.cluster != Standing::Used
-                    || matches!(endpoint.local, Some(Standing::Unused(_)))
-            })
+            .filter(|endpoint| !endpoint.is_used() || endpoint.reason_locally().is_some())
             .collect();
         if !left_out.is_empty() {
             let _ = writeln!(out, "endpoints left out:");

@@ -43,7 +43,8 @@ struct DocumentDestination<'a> {
     ip: Option<std::net::IpAddr>,
     protocol: &'static str,
     port: u16,
-    policy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'static str>,
     masquerade: &'static str,
     source_ranges: &'a [String],
     outcome: &'a str,
@@ -60,9 +61,9 @@ pub(super) struct DocumentEndpoint<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    used_from_outside: Option<bool>,
+    used_locally: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason_from_outside: Option<&'a str>,
+    reason_locally: Option<&'a str>,
 }
 
 /// Lists, and says by the exit code whether there was anything to list.
@@ -172,7 +173,7 @@ fn document(row: &ServiceRow) -> DocumentService<'_> {
                 ip: at.address.ip,
                 protocol: at.address.protocol.nft_name(),
                 port: at.address.port.get(),
-                policy: policy(at.policy),
+                policy: at.policy.map(policy),
                 masquerade: at.masquerade,
                 source_ranges: &at.sources,
                 outcome: &at.outcome,
@@ -187,28 +188,22 @@ pub(super) fn document_endpoint(endpoint: &EndpointRow) -> DocumentEndpoint<'_> 
     DocumentEndpoint {
         address: endpoint.address.to_string(),
         place: Some(endpoint.place()).filter(|place| !place.is_empty()),
-        used: endpoint.cluster == Standing::Used,
-        reason: unused(&endpoint.cluster),
-        used_from_outside: endpoint
+        used: endpoint.is_used(),
+        reason: endpoint.reason(),
+        used_locally: endpoint
             .local
             .as_ref()
             .map(|standing| *standing == Standing::Used),
-        reason_from_outside: endpoint.local.as_ref().and_then(unused),
+        reason_locally: endpoint.reason_locally(),
     }
 }
 
-fn unused(standing: &Standing) -> Option<&str> {
-    match standing {
-        Standing::Used => None,
-        Standing::Unused(reason) => Some(reason),
-    }
-}
-
-fn address(at: &DestinationRow) -> String {
+fn address(at: &DestinationRow, family: IpFamily) -> String {
     let port = at.address.port;
-    match at.address.ip {
-        Some(ip) => std::net::SocketAddr::new(ip, port.get()).to_string(),
-        None => format!("node:{port}"),
+    match (at.address.ip, family) {
+        (Some(ip), _) => std::net::SocketAddr::new(ip, port.get()).to_string(),
+        (None, IpFamily::V4) => format!("node:{port}"),
+        (None, IpFamily::V6) => format!("[node]:{port}"),
     }
 }
 
@@ -236,9 +231,9 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
             columns.push([
                 row.service_port.clone(),
                 at.kind.to_owned(),
-                address(at),
+                address(at, row.family),
                 at.address.protocol.nft_name().to_owned(),
-                policy(at.policy).to_owned(),
+                at.policy.map(policy).unwrap_or("-").to_owned(),
                 at.masquerade.to_owned(),
                 affinity.unwrap_or_else(|| "-".into()),
                 outcome,
@@ -291,13 +286,13 @@ pub(super) fn endpoint_text(endpoint: &EndpointRow, paint: Paint) -> String {
     if !endpoint.place().is_empty() {
         let _ = write!(text, " on {}", endpoint.place());
     }
-    let standing = match (&endpoint.cluster, &endpoint.local) {
-        (Standing::Used, None | Some(Standing::Used)) => return text,
-        (Standing::Used, Some(Standing::Unused(reason))) => format!("not from outside: {reason}"),
-        (Standing::Unused(reason), None | Some(Standing::Unused(_))) => {
-            format!("not used: {reason}")
+    let standing = match (endpoint.reason(), &endpoint.cluster, &endpoint.local) {
+        (Some(reason), ..) => format!("not used: {reason}"),
+        (None, Some(_), Some(Standing::Unused(reason))) => format!("not from outside: {reason}"),
+        (None, Some(Standing::Unused(reason)), Some(Standing::Used)) => {
+            format!("from outside only: {reason}")
         }
-        (Standing::Unused(reason), Some(Standing::Used)) => format!("from outside only: {reason}"),
+        _ => return text,
     };
     let _ = write!(text, " ({standing})");
     paint.faint(&text)

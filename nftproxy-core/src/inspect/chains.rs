@@ -92,7 +92,7 @@ fn compare_rules<F: Family>(
         let message = format!(
             "rule {} is none that should be there: {}",
             index + 1,
-            text(rule)
+            text::<F>(rule)
         );
         let is_foreign = rule
             .exprs

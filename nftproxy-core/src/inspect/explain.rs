@@ -5,12 +5,11 @@ use std::net::IpAddr;
 use super::expr::text;
 use super::services::{EndpointRow, ServiceRow, services};
 use super::{Desired, OfFamily};
-use crate::compile::skeleton;
 use crate::listing::Listing;
 use crate::model::{Family, Locality, Protocol, ServiceAddress, TrafficPolicy};
+use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::Destination;
 use crate::ruleset::name::ChainName;
-use crate::ruleset::{FamilyRuleset, Rule};
 use crate::trace::{Outcome, Packet, Share, Step, TraceError, ways};
 
 /// A connection to be explained.
@@ -74,28 +73,11 @@ pub fn explain_ruleset<F: Family>(
         .collect())
 }
 
-/// Gives the rules of a kernel the text that they were made from, where it is known.
-fn with_texts<F: Family>(
-    ruleset: &FamilyRuleset<F>,
-    desired: Option<Desired<'_>>,
-) -> FamilyRuleset<F> {
+/// Gives the rules of a kernel their text.
+fn with_texts<F: Family>(ruleset: &FamilyRuleset<F>) -> FamilyRuleset<F> {
     let mut ruleset = ruleset.clone();
-    let known: Vec<Rule> = match desired {
-        Some(desired) => {
-            let cidrs = desired.state.service_cidrs::<F>();
-            let features = desired.compile::<F>(None).compilation.features();
-            let skeleton = skeleton::<F>(desired.node, &cidrs, &features);
-            skeleton.chains.into_values().flatten().collect()
-        }
-        None => Vec::new(),
-    };
     for rule in ruleset.skeleton.chains.values_mut().flatten() {
-        if rule.text.is_empty() {
-            rule.text = match known.iter().find(|known| *known == rule) {
-                Some(known) => known.text.clone(),
-                None => text(rule),
-            };
-        }
+        rule.text = text::<F>(rule);
     }
     ruleset
 }
@@ -115,7 +97,7 @@ pub fn explain<F: OfFamily>(
 ) -> Result<Explanation<F>, TraceError> {
     let rows = desired.map(services::<F>).unwrap_or_default();
     let found = listing.map(|listing| match F::of(listing) {
-        Some(observed) => with_texts(&observed.ruleset, desired),
+        Some(observed) => with_texts(&observed.ruleset),
         // Without a table, nothing happens to anything.
         None => FamilyRuleset::empty(),
     });
@@ -320,8 +302,8 @@ fn reason<F: Family>(
             "externalTrafficPolicy"
         };
         let what = match at.policy {
-            TrafficPolicy::Cluster => "Cluster",
-            TrafficPolicy::Local => "Local",
+            Some(TrafficPolicy::Local) => "Local",
+            Some(TrafficPolicy::Cluster) | None => "Cluster",
         };
         format!("{which} {what}")
     };
@@ -375,7 +357,7 @@ fn reason<F: Family>(
             }
         },
         Outcome::Endpoint { .. } => match at {
-            Some(at) if at.policy == TrafficPolicy::Local && at.kind != "ClusterIP" => {
+            Some(at) if at.policy == Some(TrafficPolicy::Local) && at.kind != "ClusterIP" => {
                 let is_local_pick = way.steps.iter().any(|step| step.text.contains("@local"));
                 if is_local_pick {
                     format!(
@@ -389,7 +371,7 @@ fn reason<F: Family>(
                     )
                 }
             }
-            Some(at) if at.policy == TrafficPolicy::Local => {
+            Some(at) if at.policy == Some(TrafficPolicy::Local) => {
                 format!("{}: endpoints on this node only", policy(at))
             }
             Some(at) => format!("{}: any usable endpoint", policy(at)),

@@ -1,15 +1,20 @@
-//! Kernel expressions as text, as `nft --debug=netlink` has them: for rules that are none of ours,
-//! of which there is no better text.
+//! Rules as text: as nft(8) has them if they are made of what we write, else their kernel
+//! expressions, much as `nft --debug=netlink` has them.
 
 use std::fmt::Write;
 
+use super::raise::raise;
+use crate::model::Family;
 use crate::ruleset::Rule;
 use crate::ruleset::expr::{CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Reject};
 
-/// A rule's text, else its expressions.
-pub(super) fn text(rule: &Rule) -> String {
+/// A rule's text, wherever it comes from.
+pub(super) fn text<F: Family>(rule: &Rule) -> String {
     if !rule.text.is_empty() {
         return rule.text.clone();
+    }
+    if let Some(text) = raise::<F>(&rule.exprs) {
+        return text;
     }
     let all: Vec<_> = rule.exprs.iter().map(one).collect();
     all.join(" ")

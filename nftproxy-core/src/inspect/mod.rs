@@ -13,6 +13,7 @@ mod expr;
 mod finding;
 mod others;
 mod owners;
+mod raise;
 mod services;
 
 use std::collections::BTreeSet;

@@ -11,7 +11,7 @@ use crate::model::{
 };
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Destination, Element, Key};
-use crate::ruleset::expr::Verdict;
+use crate::ruleset::expr::{Expr, Verdict};
 use crate::ruleset::name::{ChainName, SetName};
 
 /// One Service port in one family.
@@ -39,8 +39,8 @@ pub struct DestinationRow {
     pub kind: &'static str,
     /// Where.
     pub address: ServiceAddress,
-    /// The traffic policy that counts there.
-    pub policy: TrafficPolicy,
+    /// The traffic policy that counts there; `None` if a kernel does not tell.
+    pub policy: Option<TrafficPolicy>,
     /// Whose source is replaced by that of the node: `all`, `none`, `not pods`, `node`.
     pub masquerade: &'static str,
     /// Who may reach it, as ranges; empty for everybody.
@@ -56,9 +56,9 @@ pub struct EndpointRow {
     pub address: SocketAddr,
     /// Where it is, seen from this node; `None` if only a kernel says that there is one.
     pub locality: Option<Locality>,
-    /// What it is under policy `Cluster`.
-    pub cluster: Standing,
-    /// What it is under policy `Local`; none if no destination has it.
+    /// What it is where all endpoints of the cluster may be used; none if that is nowhere.
+    pub cluster: Option<Standing>,
+    /// What it is where those of this node may be used only; none if that is nowhere.
     pub local: Option<Standing>,
 }
 
@@ -74,15 +74,23 @@ pub enum Standing {
 impl EndpointRow {
     /// Whether any connection goes to it.
     pub fn is_used(&self) -> bool {
-        self.cluster == Standing::Used || self.local == Some(Standing::Used)
+        [&self.cluster, &self.local].contains(&&Some(Standing::Used))
     }
 
-    /// Why no connection goes to it, by its first reason.
+    /// Why no connection goes to it.
     pub fn reason(&self) -> Option<&str> {
-        match (&self.cluster, &self.local) {
-            _ if self.is_used() => None,
-            (Standing::Unused(reason), _) => Some(reason),
-            (Standing::Used, _) => None,
+        match self.cluster.as_ref().or(self.local.as_ref()) {
+            Some(Standing::Unused(reason)) if !self.is_used() => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Why those who may use endpoints of this node only do not get it; `None` if they do, or if
+    /// there are none such.
+    pub fn reason_locally(&self) -> Option<&str> {
+        match &self.local {
+            Some(Standing::Unused(reason)) => Some(reason),
+            _ => None,
         }
     }
 }
@@ -165,12 +173,13 @@ fn row<F: Family>(
     let zone = desired.node.zone.as_deref();
     let usable = usable::<F>(service, port, slices, zone, filter);
     let (n, n_local) = (usable.cluster.len(), usable.local.len());
-    let mut has_local = false;
+    let (mut has_cluster, mut has_local) = (false, false);
     let mut destinations = Vec::new();
     for (destination, kind, policy, is_restricted) in
         crate::compile::destinations::<F>(service, port)
     {
         has_local |= policy == TrafficPolicy::Local;
+        has_cluster |= policy == TrafficPolicy::Cluster || kind == ClaimKind::External;
         let owner = compilation.owner(desired.state, &destination);
         let outcome = match owner {
             Some(owner) if owner != name => format!("taken by {owner}"),
@@ -179,7 +188,7 @@ fn row<F: Family>(
         destinations.push(DestinationRow {
             kind: kind_name(service, kind, &destination),
             address: destination.into(),
-            policy,
+            policy: Some(policy),
             masquerade: masquerade::<F>(desired.node, kind, policy),
             sources: if is_restricted {
                 let ranges = service.source_ranges.iter();
@@ -231,7 +240,7 @@ fn row<F: Family>(
         EndpointRow {
             address: socket(candidate.at),
             locality: Some(endpoint.locality),
-            cluster,
+            cluster: has_cluster.then_some(cluster),
             local,
         }
     });
@@ -297,6 +306,39 @@ fn masquerade<F: Family>(node: &Node, kind: ClaimKind, policy: TrafficPolicy) ->
     }
 }
 
+/// Whose source is replaced on the way to a ClusterIP, by the rule that does it.
+fn masquerade_of_cluster_ips<F: Family>(ruleset: &FamilyRuleset<F>) -> &'static str {
+    let chains = [ChainName::Services, ChainName::Masquerading];
+    let rules = chains
+        .iter()
+        .filter_map(|chain| ruleset.skeleton.chains.get(chain))
+        .flatten();
+    let is_it = |expr: &Expr| {
+        matches!(
+            expr,
+            Expr::Lookup {
+                set: SetName::ClusterIps,
+                ..
+            }
+        )
+    };
+    let marks = |expr: &Expr| matches!(expr, Expr::SetMark { .. } | Expr::Masquerade);
+    let mut rules =
+        rules.filter(|rule| rule.exprs.iter().any(is_it) && rule.exprs.iter().any(marks));
+    match rules.next() {
+        None => "none",
+        Some(rule)
+            if rule
+                .exprs
+                .iter()
+                .any(|expr| matches!(expr, Expr::Cmp { .. })) =>
+        {
+            "not pods"
+        }
+        Some(_) => "all",
+    }
+}
+
 /// The Services of one family as a ruleset has them, in order of name: what comments name.
 pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
     let mut rows = BTreeMap::<String, ServiceRow>::new();
@@ -326,6 +368,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             _ => {}
         }
     }
+    let of_cluster_ips = masquerade_of_cluster_ips(ruleset);
     let is_cluster_ip = |address| ruleset.elements.contains(&Element::cluster_ip(address));
     for element in &ruleset.elements {
         let (Key::Destination(destination), Some(comment)) = (element.key(), element.comment())
@@ -376,7 +419,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             Some(Verdict::Goto(ChainName::ExternalLocal | ChainName::ExternalLocalNodePort)) => {
                 (TrafficPolicy::Local, "node")
             }
-            _ if is_cluster => (TrafficPolicy::Cluster, "not pods"),
+            _ if is_cluster => (TrafficPolicy::Cluster, of_cluster_ips),
             _ => (TrafficPolicy::Cluster, "all"),
         };
         let kind = if is_cluster {
@@ -397,7 +440,8 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
                 (_, ClaimKind::External) => "External",
             },
             address,
-            policy,
+            // Endpoints of a ClusterIP are all in one map, whatever its policy.
+            policy: (!is_cluster).then_some(policy),
             masquerade,
             sources: sources.get(destination).cloned().unwrap_or_default(),
             outcome,
@@ -411,7 +455,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
                 row.endpoints.push(EndpointRow {
                     address,
                     locality: None,
-                    cluster: Standing::Used,
+                    cluster: Some(Standing::Used),
                     local: None,
                 });
             }
