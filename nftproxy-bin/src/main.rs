@@ -31,9 +31,11 @@ fn main() -> ExitCode {
         }
         match command {
             Command::Run(_) | Command::Render(_) => ExitCode::FAILURE,
-            Command::Check(_) | Command::List(_) | Command::Audit(_) | Command::Explain(_) => {
-                ExitCode::from(CANNOT_TELL)
-            }
+            Command::Check(_)
+            | Command::List(_)
+            | Command::Audit(_)
+            | Command::Explain(_)
+            | Command::Diff(_) => ExitCode::from(CANNOT_TELL),
         }
     })
 }
@@ -51,6 +53,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::List(args) => return cmd::list::run(args, &settings),
         Command::Audit(args) => return cmd::audit::run(args, &settings),
         Command::Explain(args) => return cmd::explain::run(args, &settings),
+        Command::Diff(args) => return cmd::diff::run(args, &settings),
     }
     Ok(ExitCode::SUCCESS)
 }

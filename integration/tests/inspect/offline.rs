@@ -385,3 +385,54 @@ fn connections_are_explained_in_kubernetes_terms() {
     let dot = explain("outside", "203.0.113.10:80", &["-o", "dot"]).out;
     assert!(dot.starts_with("digraph"), "{dot}");
 }
+
+/// What differs is told as Services, and the script brings one side to the other.
+#[test]
+fn two_states_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let text = read("nft-1.0.6.txt");
+    let manifests = fixtures::path("all.yaml");
+    let flags = [
+        "--hostname-override",
+        fixtures::NODE_NAME,
+        "--cluster-cidr",
+        "10.244.0.0/16,fd00:10:244::/48",
+    ];
+    let diff = |from: &str, to: &str, more: &[&str]| {
+        run(&[&["diff", from, to], &flags[..], more].concat(), "")
+    };
+    let before = write("before.nft", &text);
+    let json = recorded_listing("nft-1.1.7.json");
+    // The same by another version, in another format, and as the cluster has it.
+    for to in [json.to_str().unwrap(), manifests.to_str().unwrap()] {
+        let Output { code, out, err } = diff(&before, to, &[]);
+        assert_eq!(
+            (code, out.as_str()),
+            (Some(0), "nothing differs\n"),
+            "{to}: {err}"
+        );
+    }
+    let after = write(
+        "after.nft",
+        &text.replace("tcp . 6379 : goto pick-1", "tcp . 6379 : goto refuse"),
+    );
+    let Output { code, out, .. } = diff(&before, &after, &["-o", "json"]);
+    assert_eq!(code, Some(1));
+    let document: Value = serde_json::from_str(&out).unwrap();
+    schema::check("diff", &document);
+    assert_eq!(document["services"][0]["servicePort"], "data/redis:redis");
+    let Output { out, .. } = diff(&before, &after, &["-o", "nft"]);
+    assert_eq!(
+        out,
+        "delete element ip nftproxy external { 198.51.100.30 . tcp . 6379 : goto pick-1 }\n\
+         add element ip nftproxy external { 198.51.100.30 . tcp . 6379 : goto refuse }\n"
+    );
+    assert_eq!(diff(&before, "/nonexistent", &[]).code, Some(2));
+    let broken = write("broken.nft", &text[..text.len() / 2]);
+    assert_eq!(diff(&before, &broken, &[]).code, Some(2));
+}

@@ -56,6 +56,13 @@ of a Service with one port the port may be left out too.
 Exit code: 0 if the connection is led to an endpoint or left alone, 1 if it is refused or dropped, or \
 if kernel and cluster differ, 2 if it cannot be told.";
 
+const DIFF_EXIT_CODES: &str = "\
+FROM and TO are `kernel` for this kernel, `cluster` for what the API server asks for, or a file: a \
+listing of `nft list ruleset` or `nft -j list ruleset`, or manifests.
+
+Exit code: 0 if nothing differs, 1 if something does, 2 if it cannot be told. Which slot an endpoint \
+has does not count.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Keep this node's nftables rules in step with its Services
@@ -76,6 +83,9 @@ pub(crate) enum Command {
     /// Tell what becomes of a connection, and why
     #[command(args_override_self = true, after_help = EXPLAIN_EXIT_CODES)]
     Explain(ExplainArgs),
+    /// Compare two states of a node, as Services and as a script for `nft`
+    #[command(args_override_self = true, after_help = DIFF_EXIT_CODES)]
+    Diff(DiffArgs),
 }
 
 impl Command {
@@ -88,6 +98,7 @@ impl Command {
             Self::List(args) => &args.config,
             Self::Audit(args) => &args.config,
             Self::Explain(args) => &args.config,
+            Self::Diff(args) => &args.config,
         }
     }
 }
@@ -291,6 +302,51 @@ pub(crate) enum ExplainFormat {
     Dot,
     /// A picture
     Svg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// What there is
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// What is to be there
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Address of this node, primary first; may be repeated [default: what its Node object says]
+    #[arg(
+        long = "node-ip",
+        value_name = "IP",
+        action = clap::ArgAction::Append,
+        help_heading = "Manifests"
+    )]
+    pub(crate) ips: Vec<IpAddr>,
+    /// Topology zone of this node
+    #[arg(long = "node-zone", value_name = "ZONE", help_heading = "Manifests")]
+    pub(crate) zone: Option<String>,
+    /// How to print
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = DiffFormat::Text,
+        help_heading = "Output"
+    )]
+    pub(crate) output: DiffFormat,
+    /// The IP family that is looked at
+    #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
+    pub(crate) family: FamilyChoice,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiffFormat {
+    /// Services, and the script
+    Text,
+    Json,
+    /// The script alone
+    Nft,
 }
 
 /// What the API server would say about this node.

@@ -6,6 +6,7 @@
 
 mod audit;
 mod chains;
+mod changes;
 mod draw;
 mod elements;
 mod explain;
@@ -25,6 +26,7 @@ use crate::model::{Family, IpFamily, Node, State, V4, V6};
 use crate::ruleset::FamilyRuleset;
 
 pub use audit::{Report, Scope, audit};
+pub use changes::{ServiceChange, canonical, changes};
 pub use draw::{dot, svg};
 pub use explain::{Explanation, Query, Way, explain, explain_ruleset};
 pub use finding::{Finding, Kind, Severity};
@@ -67,6 +69,11 @@ impl Desired<'_> {
             compilation,
             ruleset,
         }
+    }
+
+    /// The ruleset of one family. Endpoints keep the slots that they were found in.
+    pub fn ruleset<F: Family>(&self, found: Option<&Observed<F>>) -> FamilyRuleset<F> {
+        self.compile(found).ruleset
     }
 
     /// What of the Services cannot be had, in both families.
