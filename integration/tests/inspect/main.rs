@@ -33,7 +33,9 @@ fn recorded_listing(file: &str) -> PathBuf {
 }
 
 /// Those listings: text and JSON, with all that nft(8) can be asked to print in another way.
-const LISTINGS: [&str; 8] = [
+const LISTINGS: [&str; 10] = [
+    "nft-1.0.5.txt",
+    "nft-1.0.5.json",
     "nft-1.0.6.txt",
     "nft-1.0.6-numeric.txt",
     "nft-1.0.6-services.txt",

@@ -1,4 +1,5 @@
-//! Saved listings, read back: `nft list ruleset` and `nft -j list ruleset`, of nft 1.0.1 and up.
+//! Saved listings, read back: `nft list ruleset` and `nft -j list ruleset`, of nft 1.0.5 and up.
+//! Versions before abort at our maps of slots.
 //!
 //! ```text
 //!  text ─ text.rs ──┐ sets, elements, chains, rules   ┌─ ours.rs ─▶ Observed   our tables
@@ -75,7 +76,13 @@ pub fn read(text: &str, table: &Table) -> Listing {
         neighbours: Vec::new(),
         unread: Vec::new(),
     };
-    if text.trim_start().starts_with('{') {
+    if text.trim().is_empty() {
+        // What a program prints that has failed.
+        reading.unread(
+            1,
+            "it is empty: there is no table at all, or nft has failed",
+        );
+    } else if text.trim_start().starts_with('{') {
         json::read(text, &mut reading);
     } else {
         text::read(text, &mut reading);

@@ -118,7 +118,7 @@ impl<'t> Reader<'_, 't> {
             "reject" => return self.reject(protocol),
             "dnat" => return one(self.dnat::<F>()?),
             "update" => {
-                let statement = self.update::<F>()?;
+                let statement = self.update::<F>(protocol)?;
                 return Some(Read {
                     statements: vec![statement],
                     takes_protocol: protocol.is_some(),
@@ -297,8 +297,9 @@ impl<'t> Reader<'_, 't> {
         is_fields(fields, wanted).then_some(Statement::DnatToSlot { map: set, n: *n })
     }
 
-    /// `update @affinity { KEY timeout 1h : ip daddr . tcp dport }`
-    fn update<F: Family>(&mut self) -> Option<Statement<F>> {
+    /// `update @affinity { KEY timeout 1h : ip daddr . tcp dport }`. Before 1.0.6, nft(8) leaves the
+    /// port out, and the match of the protocol in.
+    fn update<F: Family>(&mut self, protocol: Option<Protocol>) -> Option<Statement<F>> {
         self.take("update @affinity")?;
         self.sign(Token::Open)?;
         let key = self.key::<F>()?;
@@ -307,11 +308,13 @@ impl<'t> Reader<'_, 't> {
         self.take(":")?;
         let data = self.key::<F>()?;
         self.sign(Token::Close)?;
-        let [Part::Of(Field::Daddr), Part::DportOf(protocol)] = data.as_slice() else {
-            return None;
+        let protocol = match data.as_slice() {
+            [Part::Of(Field::Daddr), Part::DportOf(protocol)] => *protocol,
+            [Part::Of(Field::Daddr)] => protocol?,
+            _ => return None,
         };
         is_original_of(&key, SetName::Affinity)
-            .then(|| Some(Statement::Remember(*protocol, seconds.try_into().ok()?)))?
+            .then(|| Some(Statement::Remember(protocol, seconds.try_into().ok()?)))?
     }
 
     fn set(&mut self) -> Option<SetName> {
