@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::config::{ConfigFlags, Settings};
 use crate::source::Event;
 use crate::source::api::{self, Object};
-use crate::source::convert::{Services, Slices, applied};
+use crate::source::convert::{Objects, Services, Slices};
 
 pub use crate::source::api::Encoding;
 
@@ -23,12 +23,12 @@ pub use crate::source::api::Encoding;
 ///
 /// If the frame is not that of a Service. One that no proxy serves, as it is headless, is none.
 pub fn service(encoding: Encoding, frame: &[u8]) -> Result<Option<model::Service>, String> {
-    let convert = Services {
+    let mut services = Objects::new(Services {
         allow_external_ips: true,
-    };
-    match applied(&convert, &object::<core::Service>(encoding, frame)?) {
-        Event::Cluster(engine::Event::ServiceApplied(service)) => Ok(Some(service)),
-        Event::Cluster(engine::Event::ServiceDeleted(_)) => Ok(None),
+    });
+    match services.applied(&object::<core::Service>(encoding, frame)?) {
+        Some(Event::Cluster(engine::Event::ServiceApplied(service))) => Ok(Some(service)),
+        Some(Event::Cluster(engine::Event::ServiceDeleted(_))) => Ok(None),
         other => Err(format!("{other:?}")),
     }
 }
@@ -43,12 +43,13 @@ pub fn slice(
     frame: &[u8],
     node_name: &str,
 ) -> Result<Option<model::EndpointSlice>, String> {
-    let convert = Slices {
+    let mut slices = Objects::new(Slices {
         node_name: node_name.to_owned(),
-    };
-    match applied(&convert, &object::<EndpointSlice>(encoding, frame)?) {
-        Event::Cluster(engine::Event::SliceApplied(slice)) => Ok(Some(slice)),
-        Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
+        places: None,
+    });
+    match slices.applied(&object::<EndpointSlice>(encoding, frame)?) {
+        Some(Event::Cluster(engine::Event::SliceApplied(slice))) => Ok(Some(slice)),
+        Some(Event::Cluster(engine::Event::SliceDeleted(_))) => Ok(None),
         other => Err(format!("{other:?}")),
     }
 }
@@ -78,7 +79,7 @@ impl Follower {
         let arguments = arguments.into_iter().chain([kubeconfig.as_os_str()]);
         let flags = Flags::try_parse_from(arguments)?;
         let (sender, receiver) = mpsc::channel(crate::cmd::run::EVENT_QUEUE);
-        api::start(&Settings::load(&flags.config)?, node_name, &sender)?;
+        api::start(&Settings::load(&flags.config)?, node_name, &sender, None)?;
         Ok(Self(receiver))
     }
 

@@ -19,7 +19,7 @@ use config::Settings;
 use daemon::logging;
 use tracing::{error, warn};
 
-/// What `nftproxy check` ends with if it cannot tell.
+/// What commands that look at something end with if they cannot tell.
 const CANNOT_TELL: u8 = 2;
 
 /// The program.
@@ -35,19 +35,18 @@ pub fn main() -> ExitCode {
             let _ = writeln!(std::io::stderr(), "Error: {error:#}");
         }
         match command {
-            Command::Check(_) => ExitCode::from(CANNOT_TELL),
             Command::Run(_) | Command::Render(_) => ExitCode::FAILURE,
+            Command::Check(_)
+            | Command::List(_)
+            | Command::Audit(_)
+            | Command::Explain(_)
+            | Command::Diff(_) => ExitCode::from(CANNOT_TELL),
         }
     })
 }
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let flags = match command {
-        Command::Run(args) => &args.config,
-        Command::Check(args) => &args.config,
-        Command::Render(args) => &args.config,
-    };
-    let settings = Settings::load(flags)?;
+    let settings = Settings::load(command.config())?;
     logging::init(&settings.log);
     for warning in &settings.warnings {
         warn!("{warning}");
@@ -56,6 +55,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => cmd::run::run(args, &settings)?,
         Command::Check(args) => return cmd::check::run(args, &settings),
         Command::Render(args) => cmd::render::run(args, &settings)?,
+        Command::List(args) => return cmd::list::run(args, &settings),
+        Command::Audit(args) => return cmd::audit::run(args, &settings),
+        Command::Explain(args) => return cmd::explain::run(args, &settings),
+        Command::Diff(args) => return cmd::diff::run(args, &settings),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,16 +1,22 @@
 //! The subcommands, one file each.
 
 pub(crate) mod args;
+pub(crate) mod audit;
 pub(crate) mod check;
+pub(crate) mod diff;
+pub(crate) mod explain;
+mod inputs;
+pub(crate) mod list;
+mod paint;
 pub(crate) mod render;
 pub(crate) mod run;
 
 use anyhow::Context;
 use nftproxy_core::host;
-use nftproxy_core::model::{Node, NodeInfo};
+use nftproxy_core::model::NodeInfo;
 
 use crate::config::Settings;
-use crate::daemon::node::{self, NodeSettings};
+use crate::daemon::node::NodeSettings;
 use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.
@@ -45,9 +51,4 @@ fn node_info(flags: &NodeFlags) -> NodeInfo {
         ips,
         pod_cidrs: Vec::new(),
     }
-}
-
-/// The node as the rules see it, given that its addresses are on its interfaces.
-fn offline_node(settings: &Settings, info: &NodeInfo) -> Node {
-    node::node(&node_settings(settings), info, &info.ips)
 }

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
                 Some(super::node_info(&args.node))
             }
             None => {
-                api::start(settings, &node_name, &sender)?;
+                api::start(settings, &node_name, &sender, None)?;
                 None
             }
         };

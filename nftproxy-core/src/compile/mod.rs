@@ -35,8 +35,10 @@ pub(crate) use flows::contains;
 pub use flows::{Keep, Leftovers, StaleFlows};
 pub use health_check::{HealthCheck, health_check};
 pub use note::Note;
+pub(crate) use port::destinations;
 pub use query::Liveness;
 pub use skeleton::{Features, pick as pick_rules, skeleton};
+pub(crate) use usable::candidates;
 pub use usable::{Usable, usable};
 
 /// The rulesets of both families, and what could not be put into them.

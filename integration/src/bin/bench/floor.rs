@@ -141,6 +141,7 @@ impl<F: Family> Kernel<F> for Twin {
             messages: batch.messages(),
             encode,
             kernel,
+            is_overheard: false,
         };
         self.spent.kernel += kernel;
         self.spent.bytes += committed.bytes;

@@ -31,7 +31,7 @@ mod status;
 mod tls;
 mod url;
 mod ways;
-mod wire;
+pub(in crate::source) mod wire;
 
 use std::sync::Arc;
 
@@ -50,10 +50,11 @@ use self::reflector::{Reflector, Resource};
 pub use self::wire::Encoding;
 pub(crate) use self::wire::{Object, object_in};
 use super::Event;
-use super::convert::{Nodes, ServiceCidrs, Services, Slices};
+use super::convert::{Nodes, Places, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
 
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone.
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. In
+/// `places` they note where endpoints are, for whoever asks.
 ///
 /// # Errors
 ///
@@ -63,6 +64,7 @@ pub(crate) fn start(
     settings: &Settings,
     node_name: &str,
     events: &Sender<Event>,
+    places: Option<Places>,
 ) -> anyhow::Result<()> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
@@ -102,6 +104,7 @@ pub(crate) fn start(
         EndpointSlice,
         Slices {
             node_name: node_name.to_owned(),
+            places,
         },
         Resource {
             kind: "EndpointSlice",
