@@ -231,7 +231,7 @@ fn others_that_translate_are_named() {
             &lines,
             "warning neighbours: table ip6 kube-proxy has kube-proxy's rules",
         );
-        assert_has(&lines, "kube-proxy --cleanup");
+        assert_has(&lines, "nftproxy cleanup");
         host.exec(&["nft", "delete", "table", "ip6", "kube-proxy"])
             .unwrap();
         assert_eq!(check(&host, &[]).1, Some(0));

@@ -69,7 +69,9 @@ fn lists_and_watch_streams_become_the_rules() {
 
         // Only what the role `system:node-proxier` allows, and with kube-proxy's selectors.
         for request in server.requests() {
-            assert_eq!(request.method, "GET", "{request:?}");
+            let is_event = request.path == "/apis/events.k8s.io/v1/namespaces/default/events";
+            let method = if is_event { "POST" } else { "GET" };
+            assert_eq!(request.method, method, "{request:?}");
             if request.path.ends_with("/services") {
                 let label = "!service.kubernetes.io/service-proxy-name";
                 assert_eq!(
@@ -138,12 +140,12 @@ fn a_restart_with_nothing_changed_sends_nothing() {
         let before = generation();
         let mut daemon = start(&node, &server, folder.path());
         daemon
-            .wait_for_log("family=IPv6 full=true added=0 deleted=0 bytes=0")
+            .wait_for_log("ipFamily=\"IPv6\" full=true added=0 deleted=0 bytes=0")
             .unwrap();
         assert!(
             daemon
                 .log()
-                .contains("family=IPv4 full=true added=0 deleted=0 bytes=0")
+                .contains("ipFamily=\"IPv4\" full=true added=0 deleted=0 bytes=0")
         );
         assert_eq!(generation(), before);
     });
@@ -253,7 +255,7 @@ fn a_host_without_ipv6_has_one_table() {
         let manifests = path("all.yaml");
         let arguments = ["run", "--manifests", manifests.to_str().unwrap()];
         let mut daemon = Daemon::start(&node.namespace, &arguments).unwrap();
-        daemon.wait_for_log("family=IPv4 full=true").unwrap();
+        daemon.wait_for_log("ipFamily=\"IPv4\" full=true").unwrap();
         thread::sleep(Duration::from_millis(200));
         let (v4, v6) = node.listed().unwrap();
         assert!(v4.is_some() && v6.is_none());
@@ -325,7 +327,7 @@ fn hopeless_starts_say_why() {
             (&["run", "--kubeconfig", missing], "reading kubeconfig"),
             (
                 &["run", "--config", missing],
-                "failed to read configuration file",
+                "failed complete: failed to read",
             ),
             (&["run", "--manifests", missing], "looking for manifests"),
             (&["run"], "there is no in-cluster configuration"),

@@ -350,3 +350,69 @@ fn the_listing_without_a_mark_is_the_one_of_the_example() {
         );
     }
 }
+
+/// Alerts, dashboard and guide name metrics that there are.
+#[test]
+fn metrics_that_are_named_exist() {
+    let folder = "nftproxy-bin/src/metrics";
+    let sources: String = ["proxy", "own", "api", "process", "build"]
+        .map(|file| read(&format!("{folder}/{file}.rs")))
+        .concat();
+    let is_letter = |c: char| c.is_ascii_lowercase() || c == '_';
+    let mut n_names = 0;
+    for file in [
+        "deploy/prometheusrule.yaml",
+        "deploy/grafana-dashboard.json",
+        "docs/OPERATING.md",
+    ] {
+        let text = read(file);
+        let words = text.split(|c| !is_letter(c));
+        let names = words.filter(|word| {
+            let prefixes = ["kubeproxy_", "nftproxy_", "rest_client_"];
+            prefixes.iter().any(|prefix| word.starts_with(prefix))
+        });
+        for name in names {
+            let suffixes = ["", "_bucket", "_sum", "_count"];
+            let is_there = suffixes.iter().any(|suffix| {
+                let base = name.strip_suffix(suffix);
+                base.is_some_and(|base| sources.contains(&format!("\"{base}\"")))
+            });
+            assert!(is_there, "{file} names {name}");
+            n_names += 1;
+        }
+    }
+    assert!(n_names > 30);
+}
+
+/// O-156, O-157: the drop-in is kubeadm's DaemonSet, but for the image; and the variant with few
+/// rights has an init container for what takes more.
+#[test]
+fn the_drop_in_is_kubeadms_and_the_other_has_an_init_container() {
+    let drop_in = of_kind("deploy/drop-in.yaml", "DaemonSet");
+    let pod = &drop_in["spec"]["template"]["spec"];
+    assert_eq!(drop_in["metadata"]["name"], "kube-proxy");
+    assert_eq!(pod["serviceAccountName"], "kube-proxy");
+    let container = &pod["containers"][0];
+    assert_eq!(container["name"], "kube-proxy");
+    let command: Vec<_> = container["command"].as_sequence().unwrap().iter().collect();
+    assert_eq!(command[0], "/usr/local/bin/kube-proxy");
+    assert_eq!(container["securityContext"]["privileged"], true);
+
+    let few_rights = of_kind("deploy/daemonset.yaml", "DaemonSet");
+    let pod = &few_rights["spec"]["template"]["spec"];
+    let init = &pod["initContainers"][0];
+    assert_eq!(init["securityContext"]["privileged"], true);
+    let arguments = init["command"].as_sequence().unwrap();
+    assert!(arguments.iter().any(|argument| argument == "--init-only"));
+    let container = &pod["containers"][0];
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
+}
+
+/// The configuration for systemd is accepted without a warning.
+#[test]
+fn the_configuration_of_the_unit_is_accepted() {
+    let file = path("deploy/systemd/config.yaml");
+    let output = render(&["--config", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}

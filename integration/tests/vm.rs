@@ -70,7 +70,7 @@ fn sctp_is_never_loaded() {
         "-v=4",
     ];
     let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
-    daemon.wait_for_log("family=IPv6 full=true").unwrap();
+    daemon.wait_for_log("ipFamily=\"IPv6\" full=true").unwrap();
     manifests.remove("web").unwrap();
     daemon.wait_for_log("full=false").unwrap();
     daemon.stop().unwrap();
@@ -236,7 +236,9 @@ fn a_family_goes_without_the_other() {
     manifests.put("web", &[service("web", 1)]).unwrap();
     let folder = manifests.path().to_str().unwrap();
     let mut daemon = Daemon::start(&namespace, &["run", "--manifests", folder]).unwrap();
-    daemon.wait_for_log("synced family=IPv4").unwrap();
+    daemon
+        .wait_for_log("SyncProxyRules complete\" ipFamily=\"IPv4\"")
+        .unwrap();
     assert!(daemon.log().contains(missing), "{}", daemon.log());
     daemon.stop().unwrap();
     assert_eq!(

@@ -7,13 +7,14 @@ use clap::Parser;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nftproxy_core::engine;
-use nftproxy_core::model;
+use nftproxy_core::model::{self, IpFamily};
 use tokio::sync::mpsc;
 
 use crate::config::{ConfigFlags, Settings};
+use crate::metrics::Metrics;
 use crate::source::Event;
 use crate::source::api::{self, Object};
-use crate::source::convert::{Objects, Services, Slices};
+use crate::source::convert::{Convert, Objects, Services, Slices};
 
 pub use crate::source::api::Encoding;
 
@@ -23,12 +24,12 @@ pub use crate::source::api::Encoding;
 ///
 /// If the frame is not that of a Service. One that no proxy serves, as it is headless, is none.
 pub fn service(encoding: Encoding, frame: &[u8]) -> Result<Option<model::Service>, String> {
-    let mut services = Objects::new(Services {
+    let convert = Services {
         allow_external_ips: true,
-    });
-    match services.applied(&object::<core::Service>(encoding, frame)?) {
-        Some(Event::Cluster(engine::Event::ServiceApplied(service))) => Ok(Some(service)),
-        Some(Event::Cluster(engine::Event::ServiceDeleted(_))) => Ok(None),
+    };
+    match applied(convert, &object::<core::Service>(encoding, frame)?)? {
+        Event::Cluster(engine::Event::ServiceApplied(service)) => Ok(Some(service)),
+        Event::Cluster(engine::Event::ServiceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
     }
 }
@@ -43,15 +44,20 @@ pub fn slice(
     frame: &[u8],
     node_name: &str,
 ) -> Result<Option<model::EndpointSlice>, String> {
-    let mut slices = Objects::new(Slices {
+    let convert = Slices {
         node_name: node_name.to_owned(),
         places: None,
-    });
-    match slices.applied(&object::<EndpointSlice>(encoding, frame)?) {
-        Some(Event::Cluster(engine::Event::SliceApplied(slice))) => Ok(Some(slice)),
-        Some(Event::Cluster(engine::Event::SliceDeleted(_))) => Ok(None),
+    };
+    match applied(convert, &object::<EndpointSlice>(encoding, frame)?)? {
+        Event::SliceApplied { slice, .. } => Ok(Some(slice)),
+        Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
     }
+}
+
+fn applied<K, C: Convert<K>>(convert: C, object: &K) -> Result<Event, String> {
+    let event = Objects::new(convert).applied(object);
+    event.ok_or_else(|| "an object without a name".to_owned())
 }
 
 fn object<K: Object>(encoding: Encoding, frame: &[u8]) -> Result<K, String> {
@@ -79,7 +85,9 @@ impl Follower {
         let arguments = arguments.into_iter().chain([kubeconfig.as_os_str()]);
         let flags = Flags::try_parse_from(arguments)?;
         let (sender, receiver) = mpsc::channel(crate::cmd::run::EVENT_QUEUE);
-        api::start(&Settings::load(&flags.config)?, node_name, &sender, None)?;
+        let settings = Settings::load(&flags.config)?;
+        let metrics = Metrics::new(&[IpFamily::V4, IpFamily::V6], &[]);
+        api::start(&settings, node_name, &sender, &metrics.api)?;
         Ok(Self(receiver))
     }
 

@@ -9,15 +9,21 @@ mod cmd;
 mod config;
 mod daemon;
 mod error;
+mod host_settings;
+mod leftovers;
+mod metrics;
 mod panic;
 mod source;
+mod version;
 
+use std::fs;
 use std::process::ExitCode;
 
-use cmd::args::{Cli, Command};
-use config::Settings;
+use anyhow::Context;
+use cmd::args::{Cli, Command, Instead};
+use config::{LogSettings, Settings};
 use daemon::logging;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 /// What commands that look at something end with if they cannot tell.
 const CANNOT_TELL: u8 = 2;
@@ -27,15 +33,12 @@ pub fn main() -> ExitCode {
     panic::end_process();
     let command = Cli::parse_from_env();
     run(&command).unwrap_or_else(|error| {
-        // Before logging is set up there is nowhere else to say it.
-        if tracing::dispatcher::has_been_set() {
-            error!("{error:#}");
-        } else {
-            use std::io::Write;
-            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+        if !tracing::dispatcher::has_been_set() {
+            logging::init(&LogSettings::default());
         }
+        error!(error = format!("{error:#}"), "command failed");
         match command {
-            Command::Run(_) | Command::Render(_) => ExitCode::FAILURE,
+            Command::Run(_) | Command::Cleanup(_) | Command::Render(_) => ExitCode::FAILURE,
             Command::Check(_)
             | Command::List(_)
             | Command::Audit(_)
@@ -47,13 +50,28 @@ pub fn main() -> ExitCode {
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(command.config())?;
-    logging::init(&settings.log);
+    let levels = logging::init(&settings.log);
     for warning in &settings.warnings {
         warn!("{warning}");
     }
     match command {
-        Command::Run(args) => cmd::run::run(args, &settings)?,
+        Command::Run(args) => match &args.instead {
+            Instead {
+                write_config_to: Some(path),
+                ..
+            } => {
+                fs::write(path, settings.effective.to_yaml())
+                    .with_context(|| format!("writing {}", path.display()))?;
+                info!(file = %path.display(), "Wrote configuration");
+            }
+            Instead { cleanup: true, .. } => cmd::cleanup::run()?,
+            Instead {
+                init_only: true, ..
+            } => cmd::init::run(&settings)?,
+            _ => cmd::run::run(args, &settings, &levels)?,
+        },
         Command::Check(args) => return cmd::check::run(args, &settings),
+        Command::Cleanup(_) => cmd::cleanup::run()?,
         Command::Render(args) => cmd::render::run(args, &settings)?,
         Command::List(args) => return cmd::list::run(args, &settings),
         Command::Audit(args) => return cmd::audit::run(args, &settings),

@@ -68,7 +68,7 @@ fn demo() -> Result<()> {
         "    $ nftproxy run --manifests FOLDER --hostname-override node --cluster-cidr 10.244.0.0/16,fd00:10:244::/48"
     );
     let mut daemon = start(&lab.node, manifests.path())?;
-    daemon.wait_for_log("family=IPv6 full=true")?;
+    daemon.wait_for_log("ipFamily=\"IPv6\" full=true")?;
 
     step("What it put into the kernel for this Service (nft list map ip nftproxy services)");
     println!(

@@ -142,8 +142,8 @@ fn a_server_that_ignores_streaming_lists() {
     let bed = Bed::new();
     bed.server.set_streaming_lists(StreamingLists::Ignored);
     let daemon = bed.start();
-    wait_for_log(&daemon, "list complete kind=\"Node\"");
-    wait_for_log(&daemon, "list complete kind=\"EndpointSlice\"");
+    wait_for_log(&daemon, "list complete\" kind=\"Node\"");
+    wait_for_log(&daemon, "list complete\" kind=\"EndpointSlice\"");
     bed.wait_for_rules(&daemon, "all.yaml");
     for resource in Resource::ALL {
         let requests = of_kind(&bed.server, resource);

@@ -53,7 +53,7 @@ fn every_server_is_followed_in_its_best_way() {
                 };
                 let mut daemon = bed.start();
                 for kind in Resource::ALL.map(Resource::kind) {
-                    let line = format!("list complete kind=\"{kind}\"");
+                    let line = format!("list complete\" kind=\"{kind}\"");
                     daemon.wait_for_log(&line).unwrap();
                 }
                 bed.wait_for_rules(&daemon, "all.yaml");
@@ -178,9 +178,9 @@ fn servers_without_service_cidrs_are_served_as_well() {
             .inject(Rule::new(absent).on(Resource::ServiceCidrs));
         let mut daemon = bed.start();
         daemon
-            .wait_for_log("the API server has none of this kind kind=\"ServiceCIDR\"")
+            .wait_for_log("the API server has none of this kind\" kind=\"ServiceCIDR\"")
             .unwrap();
-        daemon.wait_for_log("family=IPv4 full=true").unwrap();
+        daemon.wait_for_log("ipFamily=\"IPv4\" full=true").unwrap();
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(of_kind(&bed.server, Resource::ServiceCidrs).len(), 1);
         assert!(!daemon.log().contains("watch failed"), "{}", daemon.log());
@@ -202,7 +202,7 @@ fn lists_that_break_off_are_asked_for_again() {
                 bed.server.inject(rule.times(1));
                 let mut daemon = bed.start();
                 daemon
-                    .wait_for_log("list complete kind=\"Service\"")
+                    .wait_for_log("list complete\" kind=\"Service\"")
                     .unwrap();
                 bed.wait_for_rules(&daemon, "all.yaml");
                 assert!(of_kind(&bed.server, Resource::EndpointSlices).len() > 1);

@@ -245,7 +245,7 @@ impl Bed {
         ];
         arguments.extend(flags);
         let mut daemon = Daemon::start(host, &arguments).unwrap();
-        daemon.wait_for_log("family=IPv6 full=true").unwrap();
+        daemon.wait_for_log("ipFamily=\"IPv6\" full=true").unwrap();
         daemon
     }
 

@@ -63,7 +63,12 @@ fn v6(address: Dual, port: u16) -> SocketAddr {
 /// Waits until both families have been synced so often; each update is to be a sync of its own.
 fn wait_for_syncs(daemon: &Daemon, n_syncs: usize) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while daemon.log().matches("synced family=IPv6").count() < n_syncs {
+    while daemon
+        .log()
+        .matches("SyncProxyRules complete\" ipFamily=\"IPv6\"")
+        .count()
+        < n_syncs
+    {
         assert!(Instant::now() < deadline, "{}", daemon.log());
         sleep(Duration::from_millis(5));
     }

@@ -186,7 +186,7 @@ fn the_addresses_follow_those_of_node_ports() {
         bed.check_health(ANYBODY, &[new.into()], "200 1");
         ip("del").unwrap();
         daemon
-            .wait_for_log("port=32001 addresses={192.0.2.10}")
+            .wait_for_log("port=32001 addresses=\"{192.0.2.10}\"")
             .unwrap();
         bed.check_health(ANYBODY, &[NODE.v4.into()], "200 1");
     });

@@ -4,6 +4,7 @@
 //! It may use `config` and the library. Entry points: [`kernel`], which says what rules can be had,
 //! and [`surroundings`], which looks at the rest. Nothing here changes anything.
 
+mod configuration;
 mod finding;
 mod host;
 mod modules;
@@ -47,7 +48,11 @@ pub(crate) fn surroundings(settings: &Settings, families: &[IpFamily]) -> Vec<Fi
     };
     let families: Vec<IpFamily> = families.iter().filter(has_pods).copied().collect();
     let links = host::links();
-    let mut findings = host::forwarding(&families, links.as_deref().unwrap_or_default());
+    let mut findings = configuration::families_agree(settings);
+    findings.extend(host::forwarding(
+        &families,
+        links.as_deref().unwrap_or_default(),
+    ));
     findings.extend(host::bridges(&links, settings, &families));
     if families.contains(&IpFamily::V4) {
         findings.push(routes::reverse_path());

@@ -63,6 +63,12 @@ listing of `nft list ruleset` or `nft -j list ruleset`, or manifests.
 Exit code: 0 if nothing differs, 1 if something does, 2 if it cannot be told. Which slot an endpoint \
 has does not count.";
 
+const CLEANUP_EXIT_CODES: &str = "\
+Exit code: 0 if nothing is left, 1 if something could not be removed.
+
+Services stop working for new connections on this node until a proxy runs again. Stop the proxy \
+first: one that runs makes its rules anew.";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Keep this node's nftables rules in step with its Services
@@ -71,6 +77,9 @@ pub(crate) enum Command {
     /// Look whether this host has what the proxy needs, without changing anything
     #[command(args_override_self = true, after_help = CHECK_EXIT_CODES)]
     Check(CheckArgs),
+    /// Remove nftproxy's tables, and kube-proxy's rules in all its modes
+    #[command(args_override_self = true, after_help = CLEANUP_EXIT_CODES)]
+    Cleanup(CleanupArgs),
     /// Print the rules for a set of manifests, as `nft` reads them, without touching the kernel
     #[command(args_override_self = true)]
     Render(RenderArgs),
@@ -94,6 +103,7 @@ impl Command {
         match self {
             Self::Run(args) => &args.config,
             Self::Check(args) => &args.config,
+            Self::Cleanup(args) => &args.config,
             Self::Render(args) => &args.config,
             Self::List(args) => &args.config,
             Self::Audit(args) => &args.config,
@@ -110,6 +120,46 @@ pub(crate) struct RunArgs {
     pub(crate) manifests: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
+    #[command(flatten)]
+    pub(crate) instead: Instead,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+/// What kube-proxy does instead of running. The first of these counts.
+#[derive(Debug, Args)]
+pub(crate) struct Instead {
+    /// Write the effective configuration to this file and exit
+    #[arg(long, value_name = "FILE", help_heading = "Instead of running")]
+    pub(crate) write_config_to: Option<PathBuf>,
+    /// Remove nftproxy's tables and kube-proxy's rules and exit, as the command `cleanup` does
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        help_heading = "Instead of running"
+    )]
+    pub(crate) cleanup: bool,
+    /// Do what takes privileges, such as sysctls, and exit; for an init container
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = false,
+        default_missing_value = "true",
+        hide_default_value = true,
+        help_heading = "Instead of running"
+    )]
+    pub(crate) init_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }

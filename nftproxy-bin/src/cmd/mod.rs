@@ -3,8 +3,10 @@
 pub(crate) mod args;
 pub(crate) mod audit;
 pub(crate) mod check;
+pub(crate) mod cleanup;
 pub(crate) mod diff;
 pub(crate) mod explain;
+pub(crate) mod init;
 mod inputs;
 pub(crate) mod list;
 mod paint;
@@ -17,6 +19,7 @@ use nftproxy_core::model::NodeInfo;
 
 use crate::config::Settings;
 use crate::daemon::node::NodeSettings;
+pub(crate) use crate::daemon::run_loop::NODE_PATIENCE;
 use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.

@@ -1,5 +1,7 @@
 //! `nftproxy run`: keeps this node's rules in step, from an API server or from files.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -12,6 +14,7 @@ use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
 use nftproxy_core::host;
 use nftproxy_core::model::{IpFamily, V4, V6};
 use nftproxy_core::ruleset::Table;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -19,10 +22,24 @@ use tracing::{debug, info, warn};
 use super::args::RunArgs;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
+use crate::daemon::config_watch::{self, ConfigWatch};
+use crate::daemon::flows::Measured;
+use crate::daemon::http::health::Health;
+use crate::daemon::http::metrics::Pages;
+use crate::daemon::http::{self, Failed, Server};
+use crate::daemon::logging::Levels;
 use crate::daemon::node::ThisNode;
+use crate::daemon::notify::{STOPPING, notify};
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
+use crate::daemon::standing::Standing;
+use crate::daemon::tally::Tally;
 use crate::daemon::{health_check_node_port, report};
 use crate::error::chain;
+use crate::host_settings;
+use crate::leftovers;
+use crate::metrics::Metrics;
+use crate::metrics::exposition::Slis;
+use crate::source::api::{Occurrence, Recorder, Regarding};
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
 use crate::source::{Event, addresses, api};
@@ -31,35 +48,47 @@ use crate::source::{Event, addresses, api};
 pub(crate) const EVENT_QUEUE: usize = 1024;
 
 /// Runs until told to stop. The rules stay in the kernel.
-pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
+pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> anyhow::Result<()> {
     share_heap();
     let node_name = super::node_name(settings)?;
-    let allow_external_ips = settings.feature_gates.allow_service_external_ips;
+    raise_file_limit();
     let (kernels, monitor) = open_kernels(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
     );
+    for (name, value) in &settings.flags {
+        debug!("FLAG: --{name}={value:?}");
+    }
+    host_settings::set_conntrack(&settings.conntrack, false)?;
+    host_settings::set_oom_score_adj(settings.oom_score_adj);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
     runtime.block_on(async {
+        let families = families(&kernels);
+        info!("Using nftables Proxier");
+        if families.len() > 1 {
+            info!("kube-proxy running in dual-stack mode");
+        }
+        let metrics = Metrics::new(&families, &settings.feature_gates.list());
+        let node_info = args
+            .manifests
+            .is_some()
+            .then(|| super::node_info(&args.node));
+        let expects_node = node_info.is_none();
+        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
+        let engine = engine(kernels, &this_node, expects_node, settings);
+        let standing = Standing::new(engine.health().clone(), &families, expects_node);
+        let standing = Arc::new(standing);
+
+        // Whoever asks is answered before there is an API server to be reached.
+        let http = http::Thread::start().context("starting the thread of the servers")?;
+        let mut failures = serve(&http, settings, &metrics, &standing, levels);
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        let node_info = match &args.manifests {
-            Some(path) => {
-                // The watch comes first, so that no change is missed in between.
-                let watcher = manifests::watch(path)?;
-                let source = Source::open(path)?;
-                let converter = Converter::new(&node_name, allow_external_ips);
-                tokio::spawn(follow(source, watcher, converter, sender.clone()));
-                Some(super::node_info(&args.node))
-            }
-            None => {
-                api::start(settings, &node_name, &sender, None)?;
-                None
-            }
-        };
+        let recorder = follow_cluster(args, settings, &node_name, &sender, &metrics)?;
+        recorder.record(of_node(&node_name, false, "Starting"));
         addresses::watch(sender.clone()).context("watching the addresses of this host")?;
         let _watch = monitor
             .map(|monitor| {
@@ -70,45 +99,175 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
             .transpose()
             .context("starting a thread that watches the tables")?;
 
-        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
-        let flows = Forgetter::new(Conntrack::open().context("opening connection tracking")?);
-        let engine = Engine::<_, _, Conntrack>::new(
-            kernels,
-            Options {
-                node: this_node.node(),
-                node_patience: if args.manifests.is_some() {
-                    Duration::ZERO
-                } else {
-                    NODE_PATIENCE
-                },
-                pace: Pace {
-                    min_sync_period: settings.min_sync_period,
-                    sync_period: settings.sync_period,
-                    ..Pace::default()
-                },
-                flows: FlowOption::HandOver,
-                ..Options::default()
-            },
-            Instant::now(),
-        );
+        let conntrack = Conntrack::open().context("opening connection tracking")?;
+        let conntrack = Measured::new(conntrack, metrics.proxy.clone());
+        let flows = Forgetter::new(conntrack);
+        let own = metrics.own.clone();
         let followers = Followers {
-            flows: forget_in_background(flows, report::log)
-                .context("starting a thread for connection tracking")?,
-            health_check_node_ports: health_check_node_port::start(engine.health().clone()),
+            flows: forget_in_background(flows, move |outcome| {
+                own.flows(outcome);
+                report::log(outcome);
+            })
+            .context("starting a thread for connection tracking")?,
+            health_check_node_ports: health_check_node_port::start(
+                http.handle(),
+                engine.health().clone(),
+                node_name.clone(),
+                recorder.clone(),
+            ),
+            recorder: recorder.clone(),
+            leftovers: expects_node
+                .then(leftovers::take_over_in_background)
+                .transpose()
+                .context("starting a thread that takes over")?,
         };
-        let proxy = Proxy::new(engine, this_node, followers);
+        let tally = Tally::new(metrics, &families);
+        let proxy = Proxy::new(engine, this_node, followers, standing, tally);
         let stopped = on_own_thread(proxy, receiver)?;
+        let mut config = watch_config(settings.file.as_deref());
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
         tokio::select! {
             _ = terminate.recv() => info!("stopped by SIGTERM; the rules stay in force"),
             _ = interrupt.recv() => info!("stopped by SIGINT; the rules stay in force"),
+            () = async {
+                match &mut config {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            } => bail!("content of the proxy server's configuration file was updated"),
+            Some(failed) = failures.recv() => {
+                recorder.record(Occurrence {
+                    note: failed.note(),
+                    ..of_node(&node_name, true, failed.server.reason())
+                });
+                recorder.flush().await;
+                return Err(failed.into());
+            }
             result = stopped => {
                 return result.context("the proxy's loop has ended")?.context("syncing the rules");
             }
         }
+        notify(STOPPING);
         Ok(())
     })
+}
+
+fn watch_config(file: Option<&Path>) -> Option<ConfigWatch> {
+    match config_watch::watch(file?) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            let error = format!("{error:#}");
+            warn!(error, "changes of the configuration file are not noticed");
+            None
+        }
+    }
+}
+
+/// kube-proxy's Events of its start.
+fn of_node(name: &str, is_warning: bool, reason: &'static str) -> Occurrence {
+    Occurrence {
+        regarding: Regarding::Node(name.to_owned()),
+        is_warning,
+        reason,
+        action: "StartKubeProxy",
+        note: String::new(),
+    }
+}
+
+/// Many clients of the servers need many files, as Go's programs have them. More than a low limit is
+/// a gift, so a refusal hurts nobody.
+fn raise_file_limit() {
+    let limits = getrlimit(Resource::RLIMIT_NOFILE);
+    let raised = limits.and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn families<K4, K6, T>(kernels: &Kernels<K4, K6, T>) -> Vec<IpFamily> {
+    let v4 = kernels.v4.as_ref().map(|_| IpFamily::V4);
+    let v6 = kernels.v6.as_ref().map(|_| IpFamily::V6);
+    v4.into_iter().chain(v6).collect()
+}
+
+fn engine(
+    kernels: Kernels<Netlink, Netlink, Conntrack>,
+    this_node: &ThisNode,
+    expects_node: bool,
+    settings: &Settings,
+) -> Engine {
+    let node_patience = if expects_node {
+        NODE_PATIENCE
+    } else {
+        Duration::ZERO
+    };
+    let options = Options {
+        node: this_node.node(),
+        node_patience,
+        pace: Pace {
+            min_sync_period: settings.min_sync_period,
+            sync_period: settings.sync_period,
+            ..Pace::default()
+        },
+        flows: FlowOption::HandOver,
+        ..Options::default()
+    };
+    Engine::new(kernels, options, Instant::now())
+}
+
+/// Starts following the cluster, or the manifests that stand in for one.
+fn follow_cluster(
+    args: &RunArgs,
+    settings: &Settings,
+    node_name: &str,
+    sender: &mpsc::Sender<Event>,
+    metrics: &Metrics,
+) -> anyhow::Result<Recorder> {
+    let Some(path) = &args.manifests else {
+        return api::start(settings, node_name, sender, &metrics.api);
+    };
+    // The watch comes first, so that no change is missed in between.
+    let watcher = manifests::watch(path)?;
+    let source = Source::open(path)?;
+    let allow_external_ips = settings.feature_gates.allow_service_external_ips;
+    let converter = Converter::new(node_name, allow_external_ips);
+    tokio::spawn(follow(source, watcher, converter, sender.clone()));
+    // Nobody reads Events of files.
+    Ok(Recorder::default())
+}
+
+/// Starts the servers of health and metrics; says if one of them had to start and could not.
+fn serve(
+    http: &http::Thread,
+    settings: &Settings,
+    metrics: &Metrics,
+    standing: &Arc<Standing>,
+    levels: &Arc<Levels>,
+) -> mpsc::Receiver<Failed> {
+    let (sender, failures) = mpsc::channel(1);
+    let gates = settings.feature_gates;
+    if let Some(address) = settings.healthz_bind_address {
+        let handler = Health {
+            standing: standing.clone(),
+            metrics: metrics.proxy.clone(),
+        };
+        let is_hard = settings.bind_address_hard_fail;
+        http.serve(Server::Healthz, address, is_hard, handler, sender.clone());
+    }
+    if let Some(address) = settings.metrics_bind_address {
+        let handler = Pages {
+            metrics: metrics.clone(),
+            slis: Slis::new(),
+            configuration: settings.effective.to_json(),
+            flags: gates.component_flagz.then(|| settings.flags.clone()),
+            has_statusz: gates.component_statusz,
+            levels: settings.enable_profiling.then(|| levels.clone()),
+        };
+        let is_hard = settings.bind_address_hard_fail;
+        http.serve(Server::Metrics, address, is_hard, handler, sender);
+    }
+    failures
 }
 
 /// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.
@@ -116,17 +275,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings) -> anyhow::Result<()> {
 fn open_kernels(
     settings: &Settings,
 ) -> anyhow::Result<(Kernels<Netlink, Netlink, Conntrack>, Option<Monitor>)> {
-    let check::Kernel { families, findings } = check::kernel(settings);
-    let errors: Vec<_> = findings
-        .iter()
-        .filter(|finding| finding.level == Level::Error)
-        .map(Finding::to_string)
-        .collect();
-    if !errors.is_empty() {
-        bail!("{}", errors.join("; "));
-    }
-    log(&findings);
-    log(&check::surroundings(settings, &families));
+    let families = check_kernel(settings)?;
     let open = |family| {
         let is_usable = families.contains(&family);
         is_usable.then(Netlink::open).transpose()
@@ -153,6 +302,22 @@ fn open_kernels(
         }
     };
     Ok((kernels, monitor))
+}
+
+/// Looks whether this host can run the proxy; the families whose rules it takes.
+pub(super) fn check_kernel(settings: &Settings) -> anyhow::Result<Vec<IpFamily>> {
+    let check::Kernel { families, findings } = check::kernel(settings);
+    let errors: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Error)
+        .map(Finding::to_string)
+        .collect();
+    if !errors.is_empty() {
+        bail!("{}", errors.join("; "));
+    }
+    log(&findings);
+    log(&check::surroundings(settings, &families));
+    Ok(families)
 }
 
 fn log(findings: &[Finding]) {

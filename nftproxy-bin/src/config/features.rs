@@ -66,6 +66,20 @@ const fn gate(name: &'static str, stage: Stage, default: bool, effective: bool) 
 }
 
 impl FeatureGates {
+    /// Name, stage and value of the gates that change something.
+    pub(crate) fn list(&self) -> [(&'static str, &'static str, bool); 3] {
+        [
+            // Kubernetes leaves the stage of what is stable empty.
+            (
+                "AllowServiceExternalIPs",
+                "",
+                self.allow_service_external_ips,
+            ),
+            ("ComponentFlagz", "BETA", self.component_flagz),
+            ("ComponentStatusz", "BETA", self.component_statusz),
+        ]
+    }
+
     /// Applies `given` over the defaults. `AllAlpha` and `AllBeta` set the gates of their stage
     /// that are not given by name.
     pub(super) fn resolve(given: &BTreeMap<String, bool>) -> Resolved {

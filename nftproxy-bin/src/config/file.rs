@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::{append_port_if_needed, parse_ip};
 use super::decode::{DecodeError, decode};
@@ -26,8 +26,8 @@ pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct KubeProxyConfiguration {
-    pub(crate) api_version: String,
     pub(crate) kind: String,
+    pub(crate) api_version: String,
     pub(crate) feature_gates: BTreeMap<String, bool>,
     pub(crate) client_connection: ClientConnection,
     pub(crate) logging: Logging,
@@ -47,12 +47,27 @@ pub(crate) struct KubeProxyConfiguration {
     pub(crate) detect_local: DetectLocal,
     #[serde(rename = "clusterCIDR")]
     pub(crate) cluster_cidr: String,
+    #[serde(serialize_with = "null_if_empty")]
     pub(crate) node_port_addresses: Vec<String>,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) conntrack: Conntrack,
     pub(crate) config_sync_period: GoDuration,
     pub(crate) port_range: String,
+    #[serde(skip_serializing_if = "is_default")]
     pub(crate) windows_run_as_service: bool,
+    /// What kube-proxy does not know, and so ignores.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) nftproxy: Own,
+}
+
+/// Options of nftproxy's own.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Own {
+    /// URLs of API servers, over that of the kubeconfig.
+    pub(crate) api_servers: Vec<String>,
+    /// Levels of single modules: `engine=trace,source=debug`.
+    pub(crate) log_filter: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -61,6 +76,7 @@ pub(crate) struct ClientConnection {
     pub(crate) kubeconfig: String,
     pub(crate) accept_content_types: String,
     pub(crate) content_type: String,
+    #[serde(serialize_with = "as_go_writes_it")]
     pub(crate) qps: f32,
     pub(crate) burst: i32,
 }
@@ -72,6 +88,7 @@ pub(crate) struct Logging {
     #[serde(deserialize_with = "duration_or_nanoseconds")]
     pub(crate) flush_frequency: GoDuration,
     pub(crate) verbosity: u32,
+    #[serde(skip_serializing_if = "is_default")]
     pub(crate) vmodule: Vec<VmoduleItem>,
     pub(crate) options: LoggingOptions,
 }
@@ -93,6 +110,7 @@ pub(crate) struct LoggingOptions {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct LogStreamOptions {
+    #[serde(skip_serializing_if = "is_default")]
     pub(crate) split_stream: bool,
     /// A Kubernetes quantity, such as `64Ki`.
     #[serde(deserialize_with = "text_or_integer")]
@@ -115,7 +133,7 @@ pub(crate) struct Ipvs {
     pub(crate) sync_period: GoDuration,
     pub(crate) min_sync_period: GoDuration,
     pub(crate) scheduler: String,
-    #[serde(rename = "excludeCIDRs")]
+    #[serde(rename = "excludeCIDRs", serialize_with = "null_if_empty")]
     pub(crate) exclude_cidrs: Vec<String>,
     #[serde(rename = "strictARP")]
     pub(crate) strict_arp: bool,
@@ -245,6 +263,28 @@ impl KubeProxyConfiguration {
         set(&mut self.detect_local_mode, "ClusterCIDR");
         set(&mut self.oom_score_adj, -999);
         set(&mut self.config_sync_period, GoDuration::from_secs(15 * 60));
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Go writes whole numbers without a point.
+fn as_go_writes_it<S: Serializer>(value: &f32, to: S) -> Result<S::Ok, S::Error> {
+    if value.fract() == 0.0 && value.abs() < 1e9 {
+        to.serialize_i64(*value as i64)
+    } else {
+        to.serialize_f32(*value)
+    }
+}
+
+/// Go tells a list that was never made from one without items.
+fn null_if_empty<S: Serializer>(list: &[String], to: S) -> Result<S::Ok, S::Error> {
+    if list.is_empty() {
+        to.serialize_none()
+    } else {
+        to.collect_seq(list)
     }
 }
 

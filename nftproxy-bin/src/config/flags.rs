@@ -4,6 +4,7 @@
 //! document it writes. Parsing, `--help`, precedence and the warnings all follow from the table.
 //! Validity beyond a value's syntax is decided in `validate.rs`. Entry point: [`ConfigFlags`].
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -36,6 +37,27 @@ pub(crate) struct ConfigFlags {
     pub(crate) hostname_override: Option<String>,
     #[command(flatten)]
     pub(super) values: FlagValues,
+}
+
+impl ConfigFlags {
+    /// The flags that were given, with their values in order.
+    pub(super) fn given(&self) -> BTreeMap<&'static str, Vec<String>> {
+        let values = self.values.given.iter();
+        let mut given: BTreeMap<_, _> = values
+            .map(|given| (given.flag.name, given.values.clone()))
+            .collect();
+        let path = self.config.as_ref();
+        for (name, value) in [
+            ("config", path.map(|path| path.display().to_string())),
+            ("master", self.master.clone()),
+            ("hostname-override", self.hostname_override.clone()),
+        ] {
+            if let Some(value) = value {
+                given.insert(name, vec![value]);
+            }
+        }
+        given
+    }
 }
 
 struct Group {
@@ -320,6 +342,13 @@ const GROUPS: &[Group] = &[
                 put(&mut c.logging.verbosity, v)
             }),
             value(
+                "log-filter",
+                "MODULE=LEVEL,...",
+                "",
+                "Levels of single modules, over -v: error, warn, info, debug or trace",
+                |c, v| put_log_filter(&mut c.nftproxy.log_filter, v),
+            ),
+            value(
                 "logging-format",
                 "FORMAT",
                 "text",
@@ -438,6 +467,12 @@ fn put_listener(field: &mut String, text: &str) -> Result<(), String> {
     if !text.is_empty() && parse_ip(text).is_err() {
         parse_socket_address(text)?;
     }
+    text.clone_into(field);
+    Ok(())
+}
+
+fn put_log_filter(field: &mut String, text: &str) -> Result<(), String> {
+    super::log_filter::directives(text)?;
     text.clone_into(field);
     Ok(())
 }
@@ -684,6 +719,7 @@ conntrack-udp-timeout-stream      4s               /conntrack/udpStreamTimeout  
 config-sync-period                5m               /configSyncPeriod                    5m0s
 feature-gates                     A=true,B=false   /featureGates/A                      true
 v                                 3                /logging/verbosity                   3
+log-filter                        source=debug     /nftproxy/logFilter                  source=debug
 vmodule                           a=1              /logging/vmodule/0/filePattern       a
 logging-format                    json             /logging/format                      json
 log-flush-frequency               6s               /logging/flushFrequency              6s
@@ -721,7 +757,9 @@ ipvs-udp-timeout                  1s               /ipvs/udpTimeout             
                 .unwrap();
             let effective = load(&[&format!("--{flag}={value}")]).effective;
             let effective = serde_json::to_value(effective).unwrap();
-            let field = effective.pointer(pointer).expect(row);
+            // What is false may be left out.
+            let unset = serde_json::Value::Bool(false);
+            let field = effective.pointer(pointer).unwrap_or(&unset);
             let field = field
                 .as_str()
                 .map_or_else(|| field.to_string(), str::to_owned);

@@ -16,11 +16,15 @@ mod accept;
 mod address;
 mod decode;
 mod duration;
+mod encode;
 mod features;
 mod file;
 mod flags;
+mod flagz;
+mod log_filter;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -33,6 +37,7 @@ pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
 pub(crate) use self::file::{KubeProxyConfiguration, PROTOBUF};
 pub(crate) use self::flags::ConfigFlags;
+pub(crate) use self::log_filter::directives as log_directives;
 pub(crate) use self::validate::FieldError;
 
 /// Everything configurable, checked and typed.
@@ -75,6 +80,10 @@ pub(crate) struct Settings {
     pub(crate) feature_gates: FeatureGates,
     /// The merged and defaulted document that all of the above was read from.
     pub(crate) effective: KubeProxyConfiguration,
+    /// The file that all of it was read from, if it was.
+    pub(crate) file: Option<PathBuf>,
+    /// Every flag of kube-proxy's, with its value.
+    pub(crate) flags: BTreeMap<&'static str, String>,
     /// What the operator should be told once logging is set up.
     pub(crate) warnings: Vec<String>,
 }
@@ -113,14 +122,17 @@ pub(crate) struct ConntrackSettings {
     pub(crate) tcp_be_liberal: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct LogSettings {
     pub(crate) format: LogFormat,
     pub(crate) verbosity: u32,
+    /// Modules with levels of their own.
+    pub(crate) filter: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum LogFormat {
+    #[default]
     Text,
     Json,
 }
@@ -128,14 +140,14 @@ pub(crate) enum LogFormat {
 /// Why there are no settings. Only an unreadable file can be worth a second try.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    #[error("failed to read configuration file {}", .path.display())]
+    #[error("failed complete: failed to read {}", .path.display())]
     Read {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("failed to decode configuration file {}", .path.display())]
+    #[error("failed complete: failed to decode {}", .path.display())]
     Decode { path: PathBuf, source: DecodeError },
-    #[error("failed to validate the configuration: {}", Joined(.0))]
+    #[error("failed validate: {}", Joined(.0))]
     Invalid(Vec<FieldError>),
 }
 
@@ -178,7 +190,11 @@ impl Settings {
 
         let mut settings = validate::settings(&config).map_err(ConfigError::Invalid)?;
         settings.master = flags.master.clone().filter(|url| !url.is_empty());
-        settings.api_servers = flags.api_servers.clone();
+        if !flags.api_servers.is_empty() {
+            settings.api_servers = flags.api_servers.clone();
+        }
+        settings.file = flags.config.clone();
+        settings.flags = flagz::flagz(flags);
         warnings.append(&mut settings.warnings);
         for path in validate::inert_settings(&config) {
             warnings.push(format!("{path} is accepted but has no effect"));
@@ -270,6 +286,9 @@ mod tests {
         assert_eq!(warnings.len(), 1, "{warnings:?}");
         // O-33: the empty mode runs nftables, loudly.
         assert!(warnings[0].contains("mode: nftables"), "{warnings:?}");
+        // They say where the file is.
+        settings.file = None;
+        settings.flags.insert("config", String::new());
         assert_eq!(settings, load(&[]).unwrap());
     }
 
@@ -337,7 +356,8 @@ logging: {format: json, verbosity: 1}
             settings.log,
             LogSettings {
                 format: LogFormat::Text,
-                verbosity: 4
+                verbosity: 4,
+                filter: String::new(),
             }
         );
         assert_eq!(settings.warnings, [""; 0]);
@@ -351,7 +371,8 @@ logging: {format: json, verbosity: 1}
             settings.log,
             LogSettings {
                 format: LogFormat::Json,
-                verbosity: 3
+                verbosity: 3,
+                filter: String::new(),
             }
         );
         assert_eq!(load_file(fields, &["-v=0"]).log.verbosity, 0);

@@ -3,6 +3,7 @@
 //! All failures are collected, each with the path of its field, so that one start shows them all.
 //! Reads neither files nor flags. Entry points: [`settings`] and [`inert_settings`].
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use super::address::{parse_cidr, parse_ip, parse_socket_address};
 use super::duration::GoDuration;
 use super::features::{FeatureGates, Resolved};
 use super::file::{KubeProxyConfiguration, Logging};
+use super::log_filter;
 use super::{ConntrackSettings, DetectLocal, LogFormat, LogSettings, NodePortAddresses, Settings};
 
 /// The one earlier minor version whose hidden metrics may be asked for.
@@ -76,7 +78,7 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         node_name: checks.node_name(&config.hostname_override),
         kubeconfig: non_empty(&config.client_connection.kubeconfig).map(Into::into),
         master: None,
-        api_servers: Vec::new(),
+        api_servers: config.nftproxy.api_servers.clone(),
         accept,
         qps: config.client_connection.qps,
         burst: checks.not_negative("clientConnection.burst", burst),
@@ -104,9 +106,11 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
         sync_period,
         conntrack: checks.conntrack(config),
         oom_score_adj,
-        log: checks.logging(&config.logging, gates),
+        log: checks.logging(&config.logging, &config.nftproxy.log_filter, gates),
         feature_gates: gates,
         effective: config.clone(),
+        file: None,
+        flags: BTreeMap::new(),
         warnings,
     };
     if checks.failures.is_empty() {
@@ -312,7 +316,7 @@ impl Checks {
         }
     }
 
-    fn logging(&mut self, given: &Logging, gates: FeatureGates) -> LogSettings {
+    fn logging(&mut self, given: &Logging, filter: &str, gates: FeatureGates) -> LogSettings {
         const MAX_VERBOSITY: u32 = i32::MAX.unsigned_abs();
         const TOO_VERBOSE: &str = "must not be more than 2147483647";
 
@@ -378,7 +382,14 @@ impl Checks {
                 "feature gate LoggingAlphaOptions is disabled",
             );
         }
-        LogSettings { format, verbosity }
+        if let Err(reason) = log_filter::directives(filter) {
+            self.fail("nftproxy.logFilter", filter, reason);
+        }
+        LogSettings {
+            format,
+            verbosity,
+            filter: filter.to_owned(),
+        }
     }
 }
 
@@ -445,7 +456,10 @@ pub(super) fn inert_settings(config: &KubeProxyConfiguration) -> Vec<String> {
     for path in INERT {
         let pointer = format!("/{}", path.replace('.', "/"));
         let (given, default) = (given.pointer(&pointer), default.pointer(&pointer));
-        differing_paths(path, given.unwrap_or(&Value::Null), default, &mut paths);
+        // What is left out has its default.
+        if let Some(given) = given {
+            differing_paths(path, given, default, &mut paths);
+        }
     }
     paths
 }

@@ -5,47 +5,75 @@
 //! is answered. Read [`start`] first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use http::Response;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use nftproxy_core::compile::HealthCheck;
 use nftproxy_core::engine::{Health, HealthCheckAnswer, HealthChecks};
 use nftproxy_core::model::{IpFamily, ServiceName};
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 128;
-/// Connections that a listener serves at a time; others wait.
-const MAX_CONNECTIONS: usize = 128;
-/// A client that has not asked and read by then is cut off.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(10);
-/// How long to wait when no connection can be accepted, for want of file descriptors say.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use crate::source::api::{Occurrence, Recorder, Regarding};
 
-/// Starts the task on the current runtime. It ends when all senders are gone.
-pub(crate) fn start(health: Health) -> UnboundedSender<HealthChecks> {
+use super::http::{Handler, Response, full, listen_for_family, serve};
+
+/// Starts the task on a runtime. It ends when all senders are gone.
+pub(crate) fn start(
+    runtime: &Handle,
+    health: Health,
+    node_name: String,
+    recorder: Recorder,
+) -> UnboundedSender<HealthChecks> {
     let (sender, receiver) = unbounded_channel();
-    tokio::spawn(run(health, receiver));
+    runtime.spawn(run(
+        health,
+        Witness {
+            node_name,
+            recorder,
+        },
+        receiver,
+    ));
     sender
 }
 
-async fn run(health: Health, mut updates: UnboundedReceiver<HealthChecks>) {
-    let mut v4 = Ports::new(IpFamily::V4, health.clone());
-    let mut v6 = Ports::new(IpFamily::V6, health);
+/// Tells of ports that cannot be had.
+#[derive(Clone, Default)]
+struct Witness {
+    node_name: String,
+    recorder: Recorder,
+}
+
+impl Witness {
+    /// kube-proxy's Event.
+    fn failed(&self, service: &ServiceName, port: NonZeroU16, error: &io::Error) {
+        let node = &self.node_name;
+        let (namespace, name) = service.parts();
+        self.recorder.record(Occurrence {
+            regarding: Regarding::Service {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            },
+            is_warning: true,
+            reason: "FailedToStartServiceHealthcheck",
+            action: "Listen",
+            note: format!(
+                "node {node} failed to start healthcheck \"{service}\" on port {port}: {error}"
+            ),
+        });
+    }
+}
+
+async fn run(health: Health, witness: Witness, mut updates: UnboundedReceiver<HealthChecks>) {
+    let mut v4 = Ports::new(IpFamily::V4, health.clone(), witness.clone());
+    let mut v6 = Ports::new(IpFamily::V6, health, witness);
     while let Some(update) = updates.recv().await {
         match update.family {
             IpFamily::V4 => v4.apply(update).await,
@@ -58,15 +86,17 @@ async fn run(health: Health, mut updates: UnboundedReceiver<HealthChecks>) {
 struct Ports {
     family: IpFamily,
     health: Health,
+    witness: Witness,
     addresses: BTreeSet<IpAddr>,
     services: BTreeMap<ServiceName, Port>,
 }
 
 impl Ports {
-    fn new(family: IpFamily, health: Health) -> Self {
+    fn new(family: IpFamily, health: Health, witness: Witness) -> Self {
         Self {
             family,
             health,
+            witness,
             addresses: BTreeSet::new(),
             services: BTreeMap::new(),
         }
@@ -97,7 +127,10 @@ impl Ports {
             }
         }
         for (service, port) in &mut self.services {
-            port.listen_at(&self.addresses, self.family, service).await;
+            let result = port.listen_at(&self.addresses, self.family, service).await;
+            if let Err(error) = result {
+                self.witness.failed(service, port.number, &error);
+            }
         }
         if may_be_nowhere && self.addresses.is_empty() && !self.services.is_empty() {
             warn!(
@@ -138,9 +171,9 @@ impl Port {
         addresses: &BTreeSet<IpAddr>,
         family: IpFamily,
         service: &ServiceName,
-    ) {
+    ) -> io::Result<()> {
         if self.listeners.keys().eq(addresses) {
-            return;
+            return Ok(());
         }
         let port = self.number;
         debug!(%family, %service, port, ?addresses, "Opening healthcheck");
@@ -153,7 +186,7 @@ impl Port {
             if self.listeners.contains_key(ip) {
                 continue;
             }
-            match listen((*ip, port.get()).into()) {
+            match listen_for_family((*ip, port.get()).into()) {
                 Ok(listener) => {
                     let task = tokio::spawn(serve(listener, self.answer.clone()));
                     self.listeners.insert(*ip, task);
@@ -163,10 +196,12 @@ impl Port {
                         %family, %service, port, %ip, %error,
                         "Failed to start healthcheck; retrying at the next sync"
                     );
-                    return self.close().await;
+                    self.close().await;
+                    return Err(error);
                 }
             }
         }
+        Ok(())
     }
 
     async fn close(&mut self) {
@@ -183,53 +218,6 @@ async fn close(listeners: Listeners) {
     }
 }
 
-/// Listens on a socket for one family, even where the address is that of all.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => {
-            let socket = TcpSocket::new_v6()?;
-            setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-            socket
-        }
-    };
-    // Connections of before must not keep the port from being used again.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
-/// Answers on a listener until it is aborted, which ends its connections as well.
-async fn serve(listener: TcpListener, answer: Arc<Answer>) {
-    let mut connections = JoinSet::new();
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, answer.clone()))),
-            Err(error) => {
-                debug!(service = %answer.service, %error, "a health check cannot be accepted");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-        while connections.try_join_next().is_some() {}
-        if connections.len() >= MAX_CONNECTIONS {
-            connections.join_next().await;
-        }
-    }
-}
-
-async fn serve_connection(stream: TcpStream, answer: Arc<Answer>) {
-    let respond = service_fn(|_| {
-        let response = answer.response();
-        async { Ok::<_, Infallible>(response) }
-    });
-    let connection = http1::Builder::new()
-        .title_case_headers(true)
-        .keep_alive(false)
-        .serve_connection(TokioIo::new(stream), respond);
-    // A client that is slow, or speaks something else, is no concern of ours.
-    let _ = timeout(CONNECTION_LIFETIME, connection).await;
-}
-
 /// What a Service's listeners say, whatever they are asked.
 struct Answer {
     service: ServiceName,
@@ -242,30 +230,41 @@ impl Answer {
         self.n_local_endpoints.store(n, Ordering::Relaxed);
     }
 
-    fn response(&self) -> Response<String> {
+    fn response(&self) -> Response {
         let answer = HealthCheckAnswer {
             service: &self.service,
             local_endpoints: self.n_local_endpoints.load(Ordering::Relaxed),
             is_healthy: self.health.is_healthy(Instant::now().into_std()),
         };
-        let mut response = Response::builder().status(answer.status());
+        let mut response = http::Response::builder().status(answer.status());
         for (name, value) in answer.headers() {
             response = response.header(name, value);
         }
         response
-            .body(answer.body())
+            .body(full(answer.body()))
             .expect("status and headers are those of a valid answer")
+    }
+}
+
+impl Handler for Answer {
+    async fn respond(&self, _: http::Request<Incoming>) -> Response {
+        self.response()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::time::Duration;
 
+    use futures::FutureExt as _;
+    use http_body_util::BodyExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
     use tokio::time::advance;
 
+    use super::super::http::testing;
     use super::*;
 
     const FIRST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
@@ -273,7 +272,7 @@ mod tests {
     const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
     fn ports(family: IpFamily) -> Ports {
-        Ports::new(family, Health::new(SYNC_PERIOD))
+        Ports::new(family, Health::new(SYNC_PERIOD), Witness::default())
     }
 
     /// A port that nobody listens on, and that nobody is likely to be given soon.
@@ -327,7 +326,7 @@ mod tests {
     async fn weight(ip: IpAddr, port: NonZeroU16) -> Option<usize> {
         let answer = ask(
             connect(ip, port).await?,
-            "GET / HTTP/1.1\r\nHost: node\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n",
         )
         .await;
         let mut lines = answer.lines();
@@ -356,7 +355,7 @@ mod tests {
             "DELETE /a/b",
             "OPTIONS *",
         ] {
-            let request = format!("{request} HTTP/1.1\r\nHost: node\r\n\r\n");
+            let request = format!("{request} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
             let answer = ask(connect(FIRST, port).await.unwrap(), &request).await;
             let expected = format!(
                 "HTTP/1.1 200 OK\r\n\
@@ -379,6 +378,23 @@ mod tests {
         }
     }
 
+    /// O-121: as recorded of kube-proxy.
+    #[tokio::test]
+    async fn the_answer_is_the_recorded_one() {
+        let (mut ports, port) = (ports(IpFamily::V4), free_port());
+        let name = ServiceName::new("default", "lb").unwrap();
+        ports
+            .apply(HealthChecks {
+                family: IpFamily::V4,
+                addresses: [FIRST].into(),
+                changed: vec![(name, check(port, 0))],
+            })
+            .await;
+        let address = SocketAddr::new(FIRST, port.get());
+        let answer = testing::ask(address, "GET /healthz", &[]).await;
+        assert_eq!(answer, testing::recorded("hcnp-local-none.txt"));
+    }
+
     /// O-121: both families count for the health, and the weight is told whether or not it is good.
     #[tokio::test(start_paused = true)]
     async fn the_status_is_good_with_endpoints_and_a_healthy_proxy() {
@@ -389,11 +405,12 @@ mod tests {
             health: health.clone(),
         };
         let check = |n: usize, status: u16, is_healthy: bool| {
-            let response = answer(n).response();
-            assert_eq!(response.status().as_u16(), status);
-            let weight = &response.headers()["x-load-balancing-endpoint-weight"];
+            let (response, body) = answer(n).response().into_parts();
+            assert_eq!(response.status.as_u16(), status);
+            let weight = &response.headers["x-load-balancing-endpoint-weight"];
             assert_eq!(weight, &n.to_string());
-            let body: serde_json::Value = serde_json::from_str(response.body()).unwrap();
+            let body = body.collect().now_or_never().unwrap().unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
             assert_eq!(body["localEndpoints"], n);
             assert_eq!(body["serviceProxyHealthy"], is_healthy);
         };

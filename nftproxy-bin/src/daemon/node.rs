@@ -26,6 +26,8 @@ pub(crate) struct ThisNode {
     settings: NodeSettings,
     /// `None` until it is known.
     info: Option<NodeInfo>,
+    /// Whether a Node object is to come.
+    is_expected: bool,
     interface_ips: fn() -> io::Result<Vec<IpAddr>>,
     /// What that said last.
     local_ips: Vec<IpAddr>,
@@ -40,6 +42,7 @@ impl ThisNode {
     ) -> Self {
         let mut this = Self {
             settings,
+            is_expected: info.is_none(),
             info,
             interface_ips,
             local_ips: Vec::new(),
@@ -68,14 +71,30 @@ impl ThisNode {
         if self.info.as_ref() == Some(&info) {
             return false;
         }
-        info!(ips = ?info.ips, zone = info.zone, "this node is known");
+        let ips_before = self.info.as_ref().map(|info| &info.ips);
+        let zone = info.zone.as_deref();
+        match ips_before {
+            Some(ips) if *ips == info.ips => info!(zone, "the node has changed"),
+            Some(ips) if !ips.is_empty() => {
+                info!(NodeIPs = ?info.ips, zone, "NodeIPs changed for the node");
+            }
+            _ if !info.ips.is_empty() => {
+                info!(NodeIPs = ?info.ips, zone, "Successfully retrieved NodeIPs");
+            }
+            _ => info!(zone, "the node has no addresses yet"),
+        }
         self.info = Some(info);
         true
     }
 
-    /// Whether anything has said what this node is.
-    pub(crate) fn is_known(&self) -> bool {
-        self.info.is_some()
+    /// What the node was waited for, if it still lacks that.
+    pub(crate) fn lacks(&self) -> Option<&'static str> {
+        match &self.info {
+            None => Some("to exist"),
+            Some(_) if !self.is_expected => None,
+            Some(info) if info.ips.is_empty() => Some("to be assigned IPs"),
+            Some(_) => None,
+        }
     }
 
     /// What the engine is to be told of this host's addresses.

@@ -10,6 +10,7 @@ use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
 
 use crate::error::chain;
+use crate::source::api::{Occurrence, Recorder, Regarding};
 
 /// Logs what happened. What happens with each change is for those who debug.
 pub(crate) fn log(outcome: &Outcome) {
@@ -21,10 +22,10 @@ pub(crate) fn log(outcome: &Outcome) {
             ..
         } => synced(*family, report, *is_recovery),
         Outcome::Failed { family, error } => {
-            error!(%family, error = %chain(error), "sync failed");
+            error!(ipFamily = %family, error = %chain(error), "nftables sync failed");
         }
-        Outcome::NoteAppeared { family, note } => warn!(%family, "{note}"),
-        Outcome::NoteWent { family, note } => info!(%family, "no longer: {note}"),
+        Outcome::NoteAppeared { family, note } => warn!(ipFamily = %family, "{note}"),
+        Outcome::NoteWent { family, note } => info!(ipFamily = %family, "no longer: {note}"),
         Outcome::Repaired {
             family,
             cause,
@@ -33,7 +34,7 @@ pub(crate) fn log(outcome: &Outcome) {
             streak,
         } => repaired(*family, cause, counts, *took, *streak),
         Outcome::Harmless(incident) => debug!(
-            family = %incident.family, by = by(incident), what = %incident,
+            ipFamily = %incident.family, by = by(incident), what = %incident,
             "others touched the table, and it is as it should be"
         ),
         Outcome::FlowsForgotten { count } => debug!(count, "deleted stale UDP flows"),
@@ -41,15 +42,36 @@ pub(crate) fn log(outcome: &Outcome) {
             warn!(error = %chain(error), "stale UDP flows could not be deleted; retrying");
         }
         Outcome::ChainsDeleted { family, count } => {
-            debug!(%family, count, "deleted unused pick chains");
+            debug!(ipFamily = %family, count, "deleted unused pick chains");
         }
         Outcome::TidyFailed { family, error } => {
-            debug!(%family, error = %chain(error), "tidying up is left for later");
+            debug!(ipFamily = %family, error = %chain(error), "tidying up is left for later");
         }
         // Whoever hands them over says so.
         Outcome::FlowsLeft(_) => {}
         other => debug!(?other, "something else happened"),
     }
+}
+
+/// Has an Event written of what the owner of a Service should know.
+pub(crate) fn record(outcome: &Outcome, recorder: &Recorder) {
+    let Outcome::NoteAppeared { note, .. } = outcome else {
+        return;
+    };
+    let Some(service_port) = note.service_port() else {
+        return;
+    };
+    let (namespace, name) = service_port.service.parts();
+    recorder.record(Occurrence {
+        regarding: Regarding::Service {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        },
+        is_warning: true,
+        reason: note.reason(),
+        action: "SyncProxyRules",
+        note: note.to_string(),
+    });
 }
 
 fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
@@ -68,9 +90,9 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
         committed.bytes,
     );
     if *is_first || is_recovery {
-        info!(%family, full, added, deleted, bytes, ?elapsed, "synced");
+        info!(ipFamily = %family, full, added, deleted, bytes, ?elapsed, "SyncProxyRules complete");
     } else {
-        debug!(%family, full, added, deleted, bytes, ?elapsed, "synced");
+        debug!(ipFamily = %family, full, added, deleted, bytes, ?elapsed, "SyncProxyRules complete");
     }
 }
 
@@ -86,16 +108,16 @@ fn repaired(family: IpFamily, cause: &Cause, counts: &Counts, took: Duration, st
     let (added, deleted, rules) = (counts.added_elements, counts.deleted_elements, counts.rules);
     if streak <= INCIDENTS {
         warn!(
-            %family, by, what, added, deleted, rules, ?took,
+            ipFamily = %family, by, what, added, deleted, rules, ?took,
             "somebody else changed the table; it is repaired"
         );
     } else if streak.is_power_of_two() {
         error!(
-            %family, by, what, repairs = streak,
+            ipFamily = %family, by, what, repairs = streak,
             "somebody else keeps changing the table, and traffic to Services suffers: stop them"
         );
     } else {
-        debug!(%family, by, what, added, deleted, rules, ?took, "repaired again");
+        debug!(ipFamily = %family, by, what, added, deleted, rules, ?took, "repaired again");
     }
 }
 

@@ -3,20 +3,25 @@
 //! What is due and when, what is retried, and what a sync leaves behind is the engine's business.
 //! Entry point: [`Proxy::run`].
 
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::engine::flows::{FlowTable, Flows};
 use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
-use nftproxy_core::model::{V4, V6};
+use nftproxy_core::model::{IpFamily, V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::node::ThisNode;
+use super::notify::{READY, notify};
 use super::report;
+use super::standing::Standing;
+use super::tally::Tally;
 use crate::source::Event;
+use crate::source::api::Recorder;
 
 /// How long to wait for the Node object, once all else is there.
 pub(crate) const NODE_PATIENCE: Duration = Duration::from_secs(30);
@@ -27,6 +32,10 @@ pub(crate) struct Followers {
     pub(crate) flows: Sender<Flows>,
     /// Serves health-check node ports.
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
+    /// Tells those who look at Services of what is left out.
+    pub(crate) recorder: Recorder,
+    /// Removes another proxy's rules once ours are there; told of each family's first sync.
+    pub(crate) leftovers: Option<Sender<IpFamily>>,
 }
 
 /// The proxy of one node.
@@ -34,6 +43,10 @@ pub(crate) struct Proxy<K4, K6, T> {
     engine: Engine<K4, K6, T>,
     this_node: ThisNode,
     followers: Followers,
+    standing: Arc<Standing>,
+    tally: Tally,
+    /// Whether all families have been in step.
+    is_ready: bool,
 }
 
 impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
@@ -41,11 +54,16 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         engine: Engine<K4, K6, T>,
         this_node: ThisNode,
         followers: Followers,
+        standing: Arc<Standing>,
+        tally: Tally,
     ) -> Self {
         Self {
             engine,
             this_node,
             followers,
+            standing,
+            tally,
+            is_ready: false,
         }
     }
 
@@ -64,6 +82,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                     while let Ok(event) = events.try_recv() {
                         self.take(event);
                     }
+                    let due = self.engine.next(now());
+                    if due.is_some_and(|due| due.task == Task::Sync) {
+                        self.tally.queued();
+                    }
                 }
                 () = sleep_until(at.into()), if due.is_some() => {
                     if let Some(due) = due {
@@ -77,13 +99,23 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
     fn take(&mut self, event: Event) {
         match event {
             Event::Cluster(event) => self.apply(event),
-            Event::NodeApplied(info) => {
+            Event::SliceApplied {
+                mut slice,
+                triggered,
+            } => {
+                if let Some(at) = triggered {
+                    self.tally.triggered(at, &mut slice, self.engine.state());
+                }
+                self.apply(engine::Event::SliceApplied(slice));
+            }
+            Event::NodeApplied { info, is_eligible } => {
+                self.standing.set_node_eligible(is_eligible);
                 if self.this_node.learn(info) {
                     self.apply(self.this_node.event());
                 }
             }
             // The last that was known of it still holds for the rules.
-            Event::NodeDeleted => warn!("the object of this node does not exist"),
+            Event::NodeDeleted => warn!("Node is being deleted, or does not exist"),
             Event::AddressesChanged => {
                 self.this_node.read_addresses();
                 self.apply(self.this_node.addresses_event());
@@ -93,22 +125,28 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
     }
 
     fn apply(&mut self, event: engine::Event) {
+        self.tally.event(&event);
         self.engine.apply(event, now());
     }
 
     fn perform(&mut self, task: Task) -> Result<(), ApplyError> {
         let is_first = task == Task::Sync && !self.engine.has_synced();
-        if is_first && !self.this_node.is_known() {
-            warn!(
-                "this node's object did not come in time; going on without its addresses and zone"
-            );
+        if is_first && let Some(lacks) = self.this_node.lacks() {
+            error!("Timed out waiting for node {lacks}; going on without");
         }
-        for outcome in self.engine.perform(task, now()) {
+        let started = std::time::Instant::now();
+        let outcomes = self.engine.perform(task, now());
+        let took = started.elapsed();
+        self.tally.performed(&outcomes, took, self.engine.state());
+        for outcome in outcomes {
             report::log(&outcome);
+            report::record(&outcome, &self.followers.recorder);
             match outcome {
                 Outcome::Synced {
                     family, changed, ..
                 } => {
+                    self.standing.synced(family);
+                    self.take_over(family);
                     let checks = self.engine.health_checks(family, &changed);
                     if self.followers.health_check_node_ports.send(checks).is_err() {
                         warn!(%family, "health-check node ports no longer follow changes");
@@ -119,7 +157,25 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                 _ => {}
             }
         }
+        self.finish_start();
         Ok(())
+    }
+
+    /// Another proxy's rules of a family are to go once ours are there.
+    fn take_over(&self, family: IpFamily) {
+        if let Some(leftovers) = &self.followers.leftovers {
+            // If nobody listens, the process is at its end already.
+            let _ = leftovers.send(family);
+        }
+    }
+
+    /// What is done once, when all families are in step.
+    fn finish_start(&mut self) {
+        if !self.is_ready && self.engine.has_synced() {
+            self.is_ready = true;
+            self.followers.leftovers = None;
+            notify(READY);
+        }
     }
 
     fn hand_over(&self, flows: Flows) {
@@ -144,7 +200,10 @@ mod tests {
     use nftproxy_core::apply::netlink::conntrack::Conntrack;
     use nftproxy_core::diff::{Delta, Observed};
     use nftproxy_core::engine::{FlowOption, Kernels, Options};
-    use nftproxy_core::model::{Family, IpFamily, NodeInfo, Service, ServiceName};
+    use nftproxy_core::model::{
+        Endpoint, EndpointSlice, Family, IpFamily, NodeInfo, Protocol, Service, ServiceName,
+        SliceName, SlicePort,
+    };
     use nftproxy_core::ruleset::element::Element;
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
@@ -153,6 +212,7 @@ mod tests {
     use super::super::node::NodeSettings;
     use super::*;
     use crate::config;
+    use crate::metrics::Metrics;
 
     /// A fake kernel that the test can look into while the loop has it.
     #[derive(Clone, Default)]
@@ -185,12 +245,17 @@ mod tests {
             }
             self.fake.lock().unwrap().commit(delta)
         }
+
+        fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+            self.fake.lock().unwrap().generation()
+        }
     }
 
     struct Fixture {
         v4: Shared<V4>,
         events: mpsc::Sender<Event>,
         checks: mpsc::UnboundedReceiver<HealthChecks>,
+        metrics: Metrics,
         stopped: JoinHandle<Result<(), ApplyError>>,
     }
 
@@ -223,13 +288,19 @@ mod tests {
         let followers = Followers {
             flows: std::sync::mpsc::channel().0,
             health_check_node_ports: updates,
+            recorder: Recorder::default(),
+            leftovers: None,
         };
         let engine = Engine::new(kernels, options, now());
-        let proxy = Proxy::new(engine, this_node, followers);
+        let metrics = Metrics::new(&[IpFamily::V4], &[]);
+        let standing = Standing::new(engine.health().clone(), &[IpFamily::V4], true);
+        let tally = Tally::new(metrics.clone(), &[IpFamily::V4]);
+        let proxy = Proxy::new(engine, this_node, followers, Arc::new(standing), tally);
         Fixture {
             v4,
             events,
             checks,
+            metrics,
             stopped: tokio::spawn(proxy.run(receiver)),
         }
     }
@@ -254,11 +325,14 @@ mod tests {
     }
 
     fn info(ips: &[[u8; 4]], zone: &str) -> Event {
-        Event::NodeApplied(NodeInfo {
-            zone: Some(zone.to_owned()),
-            ips: ips.iter().copied().map(IpAddr::from).collect(),
-            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
-        })
+        Event::NodeApplied {
+            info: NodeInfo {
+                zone: Some(zone.to_owned()),
+                ips: ips.iter().copied().map(IpAddr::from).collect(),
+                pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
+            },
+            is_eligible: true,
+        }
     }
 
     /// O-70: an absent Node object delays the first sync, but not for ever.
@@ -321,5 +395,92 @@ mod tests {
         fixture.complete_lists().await;
         let ended = fixture.stopped.await.unwrap();
         assert!(matches!(ended, Err(ApplyError::NotPermitted)), "{ended:?}");
+    }
+
+    impl Fixture {
+        /// The values of the series whose names start like this.
+        fn series(&self, prefix: &str) -> Vec<String> {
+            let text = String::from_utf8(self.metrics.expose("").bytes).unwrap();
+            let lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
+            lines.map(str::to_owned).collect()
+        }
+
+        async fn slice(&self, name: &str, port: u16, age: Option<i64>) {
+            let service = ServiceName::new("test", "web").unwrap();
+            let endpoints = vec![Endpoint::<V4>::ready([192, 0, 2, 20].into())];
+            let ports = [SlicePort::new(Protocol::Tcp, port.try_into().unwrap())];
+            let mut slice = EndpointSlice::of(&service, ports, endpoints.into_iter().collect());
+            slice.name = SliceName::new("test", name).unwrap();
+            let triggered =
+                age.map(|age| jiff::Timestamp::now() - jiff::SignedDuration::from_secs(age));
+            self.send(Event::SliceApplied { slice, triggered }).await;
+        }
+    }
+
+    /// O-129: what was triggered since the start is measured once it is in the kernel, once for each
+    /// change; what nobody noted, what is older, and what changes nothing is not.
+    #[tokio::test(start_paused = true)]
+    async fn network_programming_is_measured() {
+        let fixture = start();
+        fixture.send(info(&[NODE_IP], "a")).await;
+        fixture.complete_lists().await;
+        let count = "kubeproxy_network_programming_duration_seconds_count";
+        fixture.slice("a", 80, None).await;
+        fixture.slice("b", 80, Some(3600)).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.series(count), [""; 0]);
+        // It happens after the start, by a clock that is a little ahead.
+        fixture.slice("c", 80, Some(-1)).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.series(count), ["{ip_family=\"IPv4\"} 1"]);
+        fixture.slice("c", 80, Some(-1)).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.series(count), ["{ip_family=\"IPv4\"} 1"]);
+        fixture.slice("c", 81, Some(-1)).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(fixture.series(count), ["{ip_family=\"IPv4\"} 2"]);
+    }
+
+    /// O-124 to O-128, O-130 to O-133, O-137
+    #[tokio::test(start_paused = true)]
+    async fn syncs_and_changes_are_counted() {
+        let fixture = start();
+        let value = |name: &str| fixture.series(&format!("kubeproxy_sync_{name}"));
+        let v4 = |value: &str| format!("{{ip_family=\"IPv4\"}} {value}");
+        // The start of the loop counts as a request.
+        assert_eq!(value("proxy_rules_last_queued_timestamp_seconds").len(), 1);
+        assert_eq!(value("proxy_rules_last_timestamp_seconds"), [""; 0]);
+        let name = ServiceName::new("test", "web").unwrap();
+        let service = engine::Event::ServiceApplied(Service::new(name));
+        fixture.send(service.clone()).await;
+        fixture.send(service).await;
+        fixture.slice("a", 80, None).await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(value("proxy_rules_service_changes_total"), [" 2"]);
+        assert_eq!(value("proxy_rules_service_changes_pending"), [" 1"]);
+        assert_eq!(value("proxy_rules_endpoint_changes_pending"), [" 1"]);
+        fixture.send(info(&[NODE_IP], "a")).await;
+        fixture.complete_lists().await;
+        assert_eq!(value("proxy_rules_service_changes_pending"), [" 0"]);
+        assert_eq!(value("proxy_rules_endpoint_changes_pending"), [" 0"]);
+        assert_eq!(value("proxy_rules_endpoint_changes_total"), [" 1"]);
+        assert_eq!(value("full_proxy_rules_duration_seconds_count"), [v4("1")]);
+        assert_eq!(value("partial_proxy_rules_duration_seconds_count"), [""; 0]);
+        assert_eq!(value("proxy_rules_last_timestamp_seconds").len(), 1);
+        sleep(Duration::from_secs(5)).await;
+        fixture.slice("b", 80, None).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(
+            value("partial_proxy_rules_duration_seconds_count"),
+            [v4("1")]
+        );
+        assert_eq!(value("proxy_rules_duration_seconds_count"), [v4("2")]);
+        let failures = "proxy_rules_nftables_sync_failures_total";
+        assert_eq!(value(failures), [v4("0")]);
+        *fixture.v4.is_forbidden.lock().unwrap() = true;
+        fixture.slice("c", 81, None).await;
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(value(failures), [v4("1")]);
+        assert_eq!(value("proxy_rules_duration_seconds_count"), [v4("3")]);
     }
 }

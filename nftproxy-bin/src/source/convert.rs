@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
@@ -15,6 +16,11 @@ use nftproxy_core::model::{NameError, ServiceName, SliceName, check_subdomain};
 use tracing::{info, warn};
 
 use super::Event;
+
+/// When a pod or Service changed that a slice was changed for; its controller writes it.
+pub(crate) const ANNOTATION_TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// The cluster autoscaler's taint of a node that it is about to delete.
+const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// How objects of a kind become events.
 pub(crate) trait Convert<K> {
@@ -61,6 +67,15 @@ impl<K, C: Convert<K>> Objects<K, C> {
 
     /// The event that an object is there; `None` if it has no name that it could have.
     pub(crate) fn applied(&mut self, object: &K) -> Option<Event> {
+        self.applied_and_told(object, |_| {})
+    }
+
+    /// The same, and tells somebody else what is wrong with it since now.
+    pub(crate) fn applied_and_told(
+        &mut self,
+        object: &K,
+        tell: impl Fn(&Problem),
+    ) -> Option<Event> {
         let label = || k8s::describe(C::KIND, C::metadata(object));
         let name = match self.convert.name(object) {
             Ok(name) => name,
@@ -76,15 +91,25 @@ impl<K, C: Convert<K>> Objects<K, C> {
         let event = self.convert.applied(name.clone(), object, &mut problems);
         if !(problems.is_empty() && self.wrong.is_empty()) {
             let problems = problems.into_iter().map(|problem| problem.message);
-            self.note(name, &label(), problems.collect());
+            self.note(name, &label(), problems.collect(), tell);
         }
         Some(event)
     }
 
-    fn note(&mut self, name: C::Name, label: &str, problems: BTreeSet<String>) {
+    fn note(
+        &mut self,
+        name: C::Name,
+        label: &str,
+        problems: BTreeSet<String>,
+        tell: impl Fn(&Problem),
+    ) {
         let known = self.wrong.remove(&name).unwrap_or_default();
         for message in problems.difference(&known) {
             warn!(object = label, "{message}");
+            tell(&Problem {
+                object: label.to_owned(),
+                message: message.clone(),
+            });
         }
         for message in known.difference(&problems) {
             info!(object = label, "no longer: {message}");
@@ -200,7 +225,10 @@ impl Convert<EndpointSlice> for Slices {
     ) -> Event {
         self.note_places(object);
         match k8s::endpoint_slice(object, &self.node_name, problems) {
-            Some(slice) => engine::Event::SliceApplied(slice).into(),
+            Some(slice) => Event::SliceApplied {
+                slice,
+                triggered: triggered(&object.metadata),
+            },
             None => engine::Event::SliceDeleted(name).into(),
         }
     }
@@ -219,6 +247,12 @@ fn subdomain(metadata: &ObjectMeta) -> Result<String, NameError> {
     let name = metadata.name.as_deref().unwrap_or_default();
     check_subdomain(name)?;
     Ok(name.to_owned())
+}
+
+/// When the pod or Service changed that a slice was changed for.
+fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(ANNOTATION_TRIGGER_TIME)?.parse().ok()
 }
 
 /// Conversion of ServiceCIDRs.
@@ -250,6 +284,15 @@ impl Convert<ServiceCIDR> for ServiceCidrs {
     }
 }
 
+/// Whether a node stays, as far as its object tells.
+fn is_eligible(node: &core::Node) -> bool {
+    let spec = node.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_deref());
+    let mut keys = taints.unwrap_or_default().iter().map(|taint| &taint.key);
+    let is_to_go = keys.any(|key| key == TAINT_TO_BE_DELETED);
+    node.metadata.deletion_timestamp.is_none() && !is_to_go
+}
+
 /// Conversion of this node's object, the only one that is watched.
 pub(crate) struct Nodes;
 
@@ -267,7 +310,10 @@ impl Convert<core::Node> for Nodes {
     }
 
     fn applied(&self, _: String, object: &core::Node, problems: &mut Vec<Problem>) -> Event {
-        Event::NodeApplied(k8s::node_info(object, problems))
+        Event::NodeApplied {
+            info: k8s::node_info(object, problems),
+            is_eligible: is_eligible(object),
+        }
     }
 
     fn deleted(&self, _: String) -> Event {
@@ -305,6 +351,36 @@ mod tests {
                 panic!("{event:?}")
             };
             assert_eq!(service.external_ips.len(), expected);
+        }
+    }
+
+    /// O-97: a node that is to go is not eligible, whatever the taint's value and effect.
+    #[test]
+    fn a_node_that_is_to_go_is_not_eligible() {
+        let taint = |key: &str| serde_json::json!({"taints": [{"key": "a"}, {"key": key}]});
+        for (metadata, spec, expected) in [
+            (serde_json::json!({}), serde_json::json!({}), true),
+            (
+                serde_json::json!({}),
+                taint("node.kubernetes.io/not-ready"),
+                true,
+            ),
+            (serde_json::json!({}), taint(TAINT_TO_BE_DELETED), false),
+            (
+                serde_json::json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}),
+                serde_json::json!({}),
+                false,
+            ),
+        ] {
+            let mut object = serde_json::json!({"metadata": metadata, "spec": spec});
+            object["metadata"]["name"] = "node-1".into();
+            let bytes = serde_json::to_vec(&object).unwrap();
+            let object = serde_json::from_slice(&bytes).unwrap();
+            let event = Objects::new(Nodes).applied(&object);
+            let Some(Event::NodeApplied { is_eligible, .. }) = event else {
+                panic!("{event:?}")
+            };
+            assert_eq!(is_eligible, expected, "{object:?}");
         }
     }
 }

@@ -127,7 +127,7 @@ fn names(events: &[Event]) -> (BTreeSet<ServiceName>, BTreeSet<SliceName>) {
             Event::Cluster(engine::Event::ServiceApplied(service)) => {
                 services.insert(service.name.clone());
             }
-            Event::Cluster(engine::Event::SliceApplied(slice)) => {
+            Event::SliceApplied { slice, .. } => {
                 slices.insert(slice.name.clone());
             }
             _ => {}

@@ -73,7 +73,8 @@ impl Snapshot {
                 }
                 _ => {}
             },
-            Event::NodeApplied(info) => self.node = Some(info),
+            Event::SliceApplied { slice, .. } => self.state.apply_slice(slice),
+            Event::NodeApplied { info, .. } => self.node = Some(info),
             Event::NodeDeleted => {
                 self.node = None;
                 complete.node = true;
@@ -102,7 +103,7 @@ pub(crate) fn from_server(settings: &Settings, node_name: &str) -> anyhow::Resul
     let places = Places::default();
     let snapshot = runtime.block_on(async {
         let (sender, mut receiver) = mpsc::channel(EVENT_QUEUE);
-        api::start(settings, node_name, &sender, Some(Arc::clone(&places)))?;
+        api::look(settings, node_name, &sender, Arc::clone(&places))?;
         let (mut snapshot, mut complete) = (Snapshot::default(), Complete::default());
         let mut deadline = Instant::now() + PATIENCE;
         let mut is_almost = false;

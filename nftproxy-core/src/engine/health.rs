@@ -52,11 +52,13 @@ impl Health {
 
     /// Whether no change has been waiting for twice the sync period, in either family.
     pub fn is_healthy(&self, now: Instant) -> bool {
-        let Waiting { v4, v6 } = *self.waiting();
-        let is_patient = |since: Option<Instant>| {
-            since.is_none_or(|since| now.saturating_duration_since(since) < self.patience)
-        };
-        is_patient(v4) && is_patient(v6)
+        self.is_family_healthy(IpFamily::V4, now) && self.is_family_healthy(IpFamily::V6, now)
+    }
+
+    /// Whether no change has been waiting for twice the sync period in this family.
+    pub fn is_family_healthy(&self, family: IpFamily, now: Instant) -> bool {
+        let since = *self.waiting().of(family);
+        since.is_none_or(|since| now.saturating_duration_since(since) < self.patience)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {

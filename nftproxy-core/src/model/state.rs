@@ -154,6 +154,13 @@ impl State {
         self.dirty.insert(service);
     }
 
+    /// Whether applying this slice would change nothing. Its endpoints are put in order, as applying
+    /// does.
+    pub fn knows_slice(&self, slice: &mut EndpointSlice) -> bool {
+        slice.endpoints.sort();
+        self.slices(&slice.service).contains(slice)
+    }
+
     /// Removes a slice.
     pub fn delete_slice(&mut self, name: &SliceName) {
         let Some(service) = self.service_of_slice.remove(name) else {

@@ -4,11 +4,15 @@
 //! connection while there is no server waits for the one attempt that is made at a time, so that a
 //! node knocks once, however many watches it has. Entry point: [`Client::get`].
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, HOST, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT,
+};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use tokio::sync::Mutex as AsyncMutex;
@@ -23,6 +27,8 @@ use super::credentials::Credentials;
 use super::failure::{Failure, cause};
 use super::limit::Limit;
 use crate::error::chain;
+use crate::metrics::ApiMetrics;
+use crate::version;
 
 /// For a TCP connection while the outage is young: what got lost is not waited for.
 const EAGER_TCP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +43,7 @@ pub(super) struct Client {
     access: Access,
     accept: HeaderValue,
     limit: Limit,
+    metrics: ApiMetrics,
     gate: AsyncMutex<Gate>,
     /// HTTP/1 connections, some of which may be busy.
     http1: Mutex<Vec<Idle>>,
@@ -88,16 +95,35 @@ pub(super) struct Response {
     pub(super) server: usize,
 }
 
+/// What is asked of a server.
+pub(super) struct Question {
+    pub(super) method: Method,
+    /// With its query.
+    pub(super) path: String,
+    /// With its type.
+    pub(super) body: Option<(&'static str, Bytes)>,
+}
+
 impl Client {
-    pub(super) fn new(mut access: Access, accept: HeaderValue, limit: Limit) -> Self {
+    pub(super) fn new(
+        mut access: Access,
+        accept: HeaderValue,
+        limit: Limit,
+        metrics: ApiMetrics,
+    ) -> Self {
         Self {
             servers: std::mem::take(&mut access.servers),
             access,
             accept,
             limit,
+            metrics,
             gate: AsyncMutex::default(),
             http1: Mutex::default(),
         }
+    }
+
+    pub(super) fn metrics(&self) -> &ApiMetrics {
+        &self.metrics
     }
 
     pub(super) fn n_servers(&self) -> usize {
@@ -106,21 +132,36 @@ impl Client {
 
     /// Asks for a path with its query. Returns once the head of the answer is there.
     pub(super) async fn get(&self, path: &str) -> Result<Response, Failure> {
+        let question = Question {
+            method: Method::GET,
+            path: path.to_owned(),
+            body: None,
+        };
+        self.ask(&question).await
+    }
+
+    /// Asks, and returns once the head of the answer is there.
+    pub(super) async fn ask(&self, question: &Question) -> Result<Response, Failure> {
         let mut is_renewed = false;
         loop {
             let ready = self.ready(false).await?;
-            // Attempts to connect are not counted, so that they use nothing up.
-            self.limit.take().await;
-            let (response, server) = match self.send(ready, path).await {
+            // Attempts to connect are not counted, so that they use nothing up; nor are Events, which
+            // have a limit of their own.
+            if question.body.is_none() {
+                self.limit.take().await;
+            }
+            let (response, server) = match self.send(ready, question).await {
                 // The server closed it before the request arrived, which is its right.
                 Err((error, true)) if error.is_broken() => {
                     let ready = self.ready(true).await?;
-                    self.send(ready, path).await.map_err(|(error, _)| error)?
+                    let answer = self.send(ready, question).await;
+                    answer.map_err(|(error, _)| error)?
                 }
                 answer => answer.map_err(|(error, _)| error)?,
             };
             let status = response.status();
-            if status == StatusCode::OK {
+            let is_written = question.body.is_some() && status == StatusCode::CREATED;
+            if status == StatusCode::OK || is_written {
                 return Ok(Response {
                     headers: response.headers().clone(),
                     body: response.into_body(),
@@ -147,7 +188,7 @@ impl Client {
     async fn send(
         &self,
         ready: Ready,
-        path: &str,
+        question: &Question,
     ) -> Result<(http::Response<Incoming>, usize), (Failure, bool)> {
         let Ready {
             mut sender,
@@ -160,9 +201,18 @@ impl Client {
             authorization.map_err(|error| (Failure::Local(format!("{error:#}")), false))?;
         let is_http2 = matches!(sender, Sender::Http2(_));
         let request = self
-            .request(server, path, authorization, is_http2)
+            .request(server, question, authorization, is_http2)
             .map_err(|error| (Failure::Local(error.to_string()), false))?;
+        let asked = Instant::now();
         let answer = timeout(ANSWER_TIMEOUT, sender.send(request)).await;
+        let status = answer.as_ref().ok().and_then(|answer| answer.as_ref().ok());
+        let host = self.servers[server].url.authority();
+        self.metrics.requested(
+            host.map_or("", |authority| authority.as_str()),
+            question.method.as_str(),
+            status.map(|response| response.status().as_u16()),
+            (!question.path.contains("watch=true")).then(|| asked.elapsed()),
+        );
         if let Sender::Http1(sender) = sender {
             // It is busy until the answer is read, and ready again afterwards.
             self.http1().push(Idle {
@@ -184,11 +234,12 @@ impl Client {
     fn request(
         &self,
         server: usize,
-        path: &str,
+        question: &Question,
         authorization: Option<HeaderValue>,
         is_http2: bool,
     ) -> http::Result<Request<Body>> {
         let Server { url, proxy } = &self.servers[server];
+        let Question { method, path, body } = question;
         let authority = url.authority().map_or("", |authority| authority.as_str());
         let scheme = url.scheme_str().unwrap_or_default();
         let prefix = url.path().trim_end_matches('/');
@@ -200,7 +251,9 @@ impl Client {
             format!("{prefix}{path}")
         };
         let uri: Uri = target.parse()?;
-        let mut request = Request::get(uri)
+        let mut request = Request::builder()
+            .method(method.clone())
+            .uri(uri)
             .header(ACCEPT, self.accept.clone())
             .header(USER_AGENT, user_agent());
         if !is_http2 {
@@ -215,7 +268,11 @@ impl Client {
         if let Some(value) = forwarding.and_then(|proxy| proxy.authorization.as_ref()) {
             request = request.header(PROXY_AUTHORIZATION, value);
         }
-        request.body(Body::new())
+        let (content_type, body) = match body {
+            None => return request.body(Body::default()),
+            Some((content_type, body)) => (*content_type, body.clone()),
+        };
+        request.header(CONTENT_TYPE, content_type).body(body.into())
     }
 
     /// A connection that can take a request; `is_new` asks for one that never served.
@@ -431,8 +488,14 @@ fn same(one: &Settings, other: &Settings) -> bool {
     }
 }
 
+/// As Go's clients have it, so that those who count clients by it find the program's name.
 fn user_agent() -> HeaderValue {
-    HeaderValue::from_static(concat!("nftproxy/", env!("CARGO_PKG_VERSION"), " (linux)"))
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&path).file_name().unwrap_or_default();
+    let name = name.to_string_lossy();
+    let (version, architecture) = (env!("CARGO_PKG_VERSION"), version::architecture());
+    let agent = format!("{name}/{version} (linux/{architecture}) kubernetes/nftproxy");
+    HeaderValue::try_from(agent).unwrap_or(HeaderValue::from_static("nftproxy"))
 }
 
 /// What an answer that is no 200 says.

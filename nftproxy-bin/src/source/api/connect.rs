@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -44,8 +44,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A proxy's answer is a few lines.
 const MAX_PROXY_ANSWER: usize = 16 << 10;
 
-/// What there is to send over a connection: nothing but headers.
-pub(super) type Body = Empty<Bytes>;
+/// What there is to send over a connection beside headers: nothing, but for Events.
+pub(super) type Body = Full<Bytes>;
 
 /// A way to send requests. Over HTTP/2 clones send side by side.
 pub(super) enum Sender {

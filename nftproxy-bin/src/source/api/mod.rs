@@ -25,6 +25,7 @@ mod limit;
 mod list;
 mod proxy;
 mod query;
+mod recorder;
 mod recovery;
 mod reflector;
 mod status;
@@ -45,6 +46,7 @@ use tokio::sync::mpsc::Sender;
 use self::access::Access;
 use self::client::Client;
 use self::limit::Limit;
+pub(crate) use self::recorder::{Occurrence, Recorder, Regarding};
 use self::recovery::Recovery;
 use self::reflector::{Reflector, Resource};
 pub use self::wire::Encoding;
@@ -52,9 +54,10 @@ pub(crate) use self::wire::{Object, object_in};
 use super::Event;
 use super::convert::{Nodes, Places, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
+use crate::metrics::{ApiMetrics, Metrics};
 
-/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. In
-/// `places` they note where endpoints are, for whoever asks.
+/// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. Returns
+/// who writes Events there.
 ///
 /// # Errors
 ///
@@ -64,11 +67,52 @@ pub(crate) fn start(
     settings: &Settings,
     node_name: &str,
     events: &Sender<Event>,
-    places: Option<Places>,
+    metrics: &ApiMetrics,
+) -> anyhow::Result<Recorder> {
+    let client = client(settings, metrics)?;
+    let host = nix::unistd::gethostname()?;
+    let recorder = Recorder::start(client.clone(), host.to_string_lossy().into_owned());
+    follow(settings, node_name, events, client, &recorder, None);
+    Ok(recorder)
+}
+
+/// The same for somebody who looks and writes nothing. In `places` it is noted where endpoints are.
+///
+/// # Errors
+///
+/// As [`start`].
+pub(crate) fn look(
+    settings: &Settings,
+    node_name: &str,
+    events: &Sender<Event>,
+    places: Places,
 ) -> anyhow::Result<()> {
+    let client = client(settings, &Metrics::new(&[], &[]).api)?;
+    let nobody = Recorder::default();
+    follow(settings, node_name, events, client, &nobody, Some(places));
+    Ok(())
+}
+
+fn client(settings: &Settings, metrics: &ApiMetrics) -> anyhow::Result<Arc<Client>> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
-    let client = Arc::new(Client::new(Access::new(settings)?, accept, limit));
+    let access = Access::new(settings)?;
+    Ok(Arc::new(Client::new(
+        access,
+        accept,
+        limit,
+        metrics.clone(),
+    )))
+}
+
+fn follow(
+    settings: &Settings,
+    node_name: &str,
+    events: &Sender<Event>,
+    client: Arc<Client>,
+    recorder: &Recorder,
+    places: Option<Places>,
+) {
     let recovery = Arc::new(Recovery::new());
 
     macro_rules! follow {
@@ -80,6 +124,7 @@ pub(crate) fn start(
                     $resource,
                     $convert,
                     events.clone(),
+                    recorder.clone(),
                 )
                 .run(),
             )
@@ -140,7 +185,6 @@ pub(crate) fn start(
             is_optional: false,
         }
     );
-    Ok(())
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
+use nftproxy_core::k8s::Problem;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -21,6 +22,7 @@ use super::failure::Failure;
 use super::frames::Frames;
 use super::list::List;
 use super::query::Query;
+use super::recorder::Recorder;
 use super::recovery::{Recovery, Streak};
 use super::status::Status;
 use super::ways::{Refused, Way};
@@ -82,6 +84,7 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     resource: Resource,
     objects: Objects<K, C>,
     events: Sender<Event>,
+    recorder: Recorder,
     /// Up to where everything is known; none before a list is complete.
     version: Option<String>,
     /// What a new list must not be older than; none if anything is good enough, empty if it must
@@ -131,6 +134,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         resource: Resource,
         convert: C,
         events: Sender<Event>,
+        recorder: Recorder,
     ) -> Self {
         let refused = vec![Refused::default(); client.n_servers()];
         Self {
@@ -139,6 +143,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             resource,
             objects: Objects::new(convert),
             events,
+            recorder,
             version: None,
             not_older_than: None,
             refused,
@@ -389,10 +394,13 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing.names.extend(self.objects.name(item.object()));
         }
         match item {
-            Item::Good(object) => match self.objects.applied(&object) {
-                Some(event) => self.send(event).await,
-                None => Ok(()),
-            },
+            Item::Good(object) => {
+                let tell = |problem: &Problem| self.recorder.record_problem(problem);
+                match self.objects.applied_and_told(&object, tell) {
+                    Some(event) => self.send(event).await,
+                    None => Ok(()),
+                }
+            }
             Item::Bad(object, error) => {
                 let metadata = object.metadata();
                 let namespace = metadata.namespace.as_deref().unwrap_or_default();
@@ -431,6 +439,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             ms = listing.start.elapsed().as_millis(),
             "list complete"
         );
+        self.client.metrics().listed(self.resource.kind);
         let event = self.objects.listed(listing.names);
         self.send(event).await?;
         self.learned(version);
@@ -469,6 +478,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing = Some(Listing::new());
         }
         let (mut response, encoding) = self.get(&query).await?;
+        self.client.metrics().watching(self.resource.kind);
         let start = Instant::now();
         let end = start + time + WATCH_MARGIN;
         let mut frames = Frames::new(encoding);

@@ -31,6 +31,7 @@ use super::failure::Failure;
 use super::limit::Limit;
 use super::proxy::Proxies;
 use super::tls::Tls;
+use crate::metrics::Metrics;
 
 const CA: &str = include_str!("testdata/ca.crt");
 const SERVER: &[u8] = include_bytes!("testdata/server.crt");
@@ -179,7 +180,12 @@ fn client(url: &str, proxy_url: Option<&str>, user: &AuthInfo) -> Client {
         headers: Vec::new(),
     };
     let accept = HeaderValue::from_static("application/json");
-    Client::new(access, accept, Limit::new(-1.0, 1))
+    Client::new(
+        access,
+        accept,
+        Limit::new(-1.0, 1),
+        Metrics::new(&[], &[]).api,
+    )
 }
 
 async fn body(client: &Client, path: &str) -> Result<Bytes, Failure> {
@@ -208,7 +214,12 @@ async fn http2_needs_one_connection_for_all() {
             format!("https://{addr}/prefix/a?b=c")
         );
         let agent = request.headers()["user-agent"].to_str().unwrap();
-        assert!(agent.starts_with("nftproxy/"), "{agent}");
+        // O-85: the name that this program was called by, as Go's clients have it.
+        let (name, rest) = agent.split_once('/').unwrap();
+        assert!(name.starts_with("nftproxy-"), "{agent}");
+        let version = env!("CARGO_PKG_VERSION");
+        assert!(rest.starts_with(&format!("{version} (linux/")), "{agent}");
+        assert!(rest.contains(") kubernetes/"), "{agent}");
     }
 }
 

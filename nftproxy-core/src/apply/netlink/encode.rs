@@ -233,7 +233,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         }
     }
 
-    fn end(mut self) -> Batch {
+    pub(super) fn end(mut self) -> Batch {
         self.acknowledge();
         self.boundary(NFNL_MSG_BATCH_END, Operation::End);
         self.batch

@@ -12,6 +12,7 @@ mod namespace;
 mod neighbours;
 mod part;
 mod probe;
+mod remove;
 mod socket;
 mod userdata;
 

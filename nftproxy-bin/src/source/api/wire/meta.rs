@@ -13,6 +13,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use super::message::{Json, Kind, Name, One, Text, decode, message};
 use super::protobuf::{Fields, Unreadable, Value};
 use super::{Encoding, INITIAL_EVENTS_END};
+use crate::source::convert::ANNOTATION_TRIGGER_TIME;
 
 /// The labels that are kept.
 const LABELS: [&str; 4] = [
@@ -28,6 +29,7 @@ pub(super) struct Metadata {
     namespace: Option<String>,
     pub(super) resource_version: Option<String>,
     creation_timestamp: Option<Timestamp>,
+    deletion_timestamp: Option<Timestamp>,
     labels: Kept,
     pub(super) annotations: Kept,
 }
@@ -37,6 +39,7 @@ message!(Metadata {
     3 "namespace" namespace: Text,
     6 "resourceVersion" resource_version: Text,
     8 "creationTimestamp" creation_timestamp: Moment,
+    9 "deletionTimestamp" deletion_timestamp: Moment,
     11 "labels" labels: Labels,
     12 "annotations" annotations: Labels,
 });
@@ -53,7 +56,7 @@ impl Kept {
     }
 
     fn wants(key: &str) -> bool {
-        LABELS.contains(&key) || key == INITIAL_EVENTS_END
+        LABELS.contains(&key) || key == INITIAL_EVENTS_END || key == ANNOTATION_TRIGGER_TIME
     }
 }
 
@@ -173,12 +176,14 @@ impl Kind<ObjectMeta> for Meta {
 
 impl From<Metadata> for ObjectMeta {
     fn from(metadata: Metadata) -> Self {
-        let labels = metadata.labels.0;
+        let (labels, annotations) = (metadata.labels.0, metadata.annotations.0);
         Self {
             name: metadata.name,
             namespace: metadata.namespace,
             resource_version: metadata.resource_version,
             creation_timestamp: metadata.creation_timestamp.map(Time),
+            deletion_timestamp: metadata.deletion_timestamp.map(Time),
+            annotations: (!annotations.is_empty()).then_some(annotations),
             labels: (!labels.is_empty()).then_some(labels),
             ..Self::default()
         }

@@ -1,6 +1,6 @@
 //! Nodes.
 
-use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeAddress, NodeSpec, NodeStatus, Taint};
 
 use super::message::{Many, One, Text, Texts, message};
 use super::meta::Meta;
@@ -15,7 +15,13 @@ message!(Node {
 });
 
 message!(NodeSpec {
+    5 "taints" taints: Many,
     7 "podCIDRs" pod_cidrs: Texts,
+});
+
+// Of a taint the key alone matters.
+message!(Taint {
+    1 "key" key: Text,
 });
 
 message!(NodeStatus {

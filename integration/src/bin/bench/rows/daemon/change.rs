@@ -47,7 +47,7 @@ fn syncs(daemon: &Daemon) -> Vec<String> {
     let log = daemon.log();
     let lines = log.lines();
     lines
-        .filter(|line| line.contains("family=IPv4 full=false added=1 deleted=1"))
+        .filter(|line| line.contains("ipFamily=\"IPv4\" full=false added=1 deleted=1"))
         .map(str::to_owned)
         .collect()
 }

@@ -146,7 +146,7 @@ pub(super) fn first_sync(daemon: &Daemon, start: Instant) -> Result<String> {
     while start.elapsed() < DEADLINE {
         let log = daemon.log();
         let mut lines = log.lines();
-        if let Some(line) = lines.find(|line| line.contains("family=IPv4 full=true")) {
+        if let Some(line) = lines.find(|line| line.contains("ipFamily=\"IPv4\" full=true")) {
             return Ok(line.to_owned());
         }
         // Short beside what is measured.

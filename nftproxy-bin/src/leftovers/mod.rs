@@ -1,0 +1,92 @@
+//! What a service proxy leaves behind in the kernel, and how it is taken away: our own tables, and
+//! the rules of kube-proxy in each of its modes.
+//!
+//! Rules that stay go on translating connections to endpoints that may be gone. Sysctls, loaded
+//! modules and connections are left alone, as kube-proxy leaves them, and so are the kubelet's
+//! chains. Entry points: [`take_over_in_background`] and [`remove_all`].
+
+mod iptables;
+mod ipvs;
+mod program;
+mod tables;
+
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+
+use nftproxy_core::model::IpFamily;
+use nftproxy_core::ruleset::Table;
+use tracing::{error, info};
+
+/// kube-proxy's table in nftables mode.
+pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+
+/// Removes what kube-proxy leaves behind in its modes iptables and ipvs. What fails is logged, and
+/// is the next start's to try again; returns whether nothing did.
+pub(crate) fn remove_other_modes() -> bool {
+    // ipvs first: its chains refer to one of those of iptables.
+    let results = [
+        ("IPVS virtual servers and ipsets", ipvs::remove()),
+        ("iptables chains", iptables::remove()),
+        // Chains of mode ipvs refer to them.
+        ("ipsets", ipvs::remove_sets()),
+    ];
+    let mut is_clean = true;
+    for (what, result) in results {
+        match result {
+            Ok(0) => {}
+            Ok(count) => info!(count, "removed kube-proxy's {what}"),
+            Err(error) => {
+                is_clean = false;
+                error!(
+                    error = format!("{error:#}"),
+                    "kube-proxy's {what} are not removed"
+                );
+            }
+        }
+    }
+    is_clean
+}
+
+/// Removes everything: kube-proxy's rules in all modes, and our own.
+pub(crate) fn remove_all() -> bool {
+    let mut is_clean = remove_other_modes();
+    for name in [KUBE_PROXY_TABLE, Table::default().name()] {
+        for family in [IpFamily::V4, IpFamily::V6] {
+            is_clean &= remove_table(family, name);
+        }
+    }
+    is_clean
+}
+
+fn remove_table(family: IpFamily, name: &str) -> bool {
+    let family_name = family.nft_name();
+    match tables::remove(family, name) {
+        Ok(was_there) => {
+            if was_there {
+                info!("removed table {family_name} {name}");
+            }
+            true
+        }
+        Err(error) => {
+            let error = format!("{error:#}");
+            error!(error, "table {family_name} {name} is not removed");
+            false
+        }
+    }
+}
+
+/// Takes over from kube-proxy, on a thread of its own: whenever a family is said to be in step, its
+/// table of kube-proxy's is removed, and once the sender is gone, what the other modes left. By then
+/// our rules serve whatever those did, so no connection finds neither.
+pub(crate) fn take_over_in_background() -> io::Result<Sender<IpFamily>> {
+    let (sender, synced) = channel();
+    std::thread::Builder::new()
+        .name("leftovers".into())
+        .spawn(move || {
+            for family in synced {
+                remove_table(family, KUBE_PROXY_TABLE);
+            }
+            remove_other_modes();
+        })?;
+    Ok(sender)
+}
