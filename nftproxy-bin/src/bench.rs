@@ -7,14 +7,14 @@ use clap::Parser;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use nftproxy_core::engine;
-use nftproxy_core::model::{self, IpFamily};
+use nftproxy_core::model;
 use tokio::sync::mpsc;
 
 use crate::config::{ConfigFlags, Settings};
 use crate::metrics::Metrics;
 use crate::source::Event;
 use crate::source::api::{self, Object};
-use crate::source::convert::{Convert, Objects, Services, Slices};
+use crate::source::convert::{Objects, Services, Slices};
 
 pub use crate::source::api::Encoding;
 
@@ -27,7 +27,8 @@ pub fn service(encoding: Encoding, frame: &[u8]) -> Result<Option<model::Service
     let convert = Services {
         allow_external_ips: true,
     };
-    match applied(convert, &object::<core::Service>(encoding, frame)?)? {
+    let object = object::<core::Service>(encoding, frame)?;
+    match Objects::new(convert).applied(&object).ok_or("no name")? {
         Event::Cluster(engine::Event::ServiceApplied(service)) => Ok(Some(service)),
         Event::Cluster(engine::Event::ServiceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
@@ -48,16 +49,12 @@ pub fn slice(
         node_name: node_name.to_owned(),
         places: None,
     };
-    match applied(convert, &object::<EndpointSlice>(encoding, frame)?)? {
+    let object = object::<EndpointSlice>(encoding, frame)?;
+    match Objects::new(convert).applied(&object).ok_or("no name")? {
         Event::SliceApplied { slice, .. } => Ok(Some(slice)),
         Event::Cluster(engine::Event::SliceDeleted(_)) => Ok(None),
         other => Err(format!("{other:?}")),
     }
-}
-
-fn applied<K, C: Convert<K>>(convert: C, object: &K) -> Result<Event, String> {
-    let event = Objects::new(convert).applied(object);
-    event.ok_or_else(|| "an object without a name".to_owned())
 }
 
 fn object<K: Object>(encoding: Encoding, frame: &[u8]) -> Result<K, String> {
@@ -85,9 +82,13 @@ impl Follower {
         let arguments = arguments.into_iter().chain([kubeconfig.as_os_str()]);
         let flags = Flags::try_parse_from(arguments)?;
         let (sender, receiver) = mpsc::channel(crate::cmd::run::EVENT_QUEUE);
-        let settings = Settings::load(&flags.config)?;
-        let metrics = Metrics::new(&[IpFamily::V4, IpFamily::V6], &[]);
-        api::start(&settings, node_name, &sender, &metrics.api)?;
+        let metrics = Metrics::new(&[], &[]);
+        api::start(
+            &Settings::load(&flags.config)?,
+            node_name,
+            &sender,
+            &metrics.api,
+        )?;
         Ok(Self(receiver))
     }
 

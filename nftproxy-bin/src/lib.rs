@@ -15,6 +15,7 @@ mod metrics;
 mod panic;
 mod source;
 mod version;
+mod wall_clock;
 
 use std::fs;
 use std::process::ExitCode;

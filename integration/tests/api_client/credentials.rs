@@ -71,7 +71,8 @@ fn what_cannot_be_used_ends_the_process_with_one_line() {
             let path = kubeconfig(folder.path(), cluster, user);
             let mut daemon = node.start(&["--kubeconfig", &path]).unwrap();
             assert_eq!(daemon.wait().unwrap(), Some(1), "{}", daemon.log());
-            daemon.wait_for_log(culprit).unwrap();
+            // Quotation marks are escaped in the log.
+            daemon.wait_for_log(&culprit.replace('"', "\\\"")).unwrap();
             let errors = daemon.log();
             let errors: Vec<_> = errors.lines().filter(|l| l.starts_with('E')).collect();
             assert_eq!(errors.len(), 1, "{errors:?}");

@@ -13,8 +13,8 @@ use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
 use super::finding::Finding;
 use crate::error::chain;
 
-const STOP_KUBE_PROXY: &str = "stop kube-proxy if it runs; `nftproxy run` removes its rules after its \
-                              first sync, and `nftproxy cleanup` at once";
+const STOP_KUBE_PROXY: &str = "stop kube-proxy if it runs; `nftproxy run` removes its rules \
+     after its first sync, and `nftproxy cleanup` at once";
 /// The interface that has all ClusterIPs in its ipvs mode.
 const KUBE_PROXY_INTERFACE: &str = "kube-ipvs0";
 

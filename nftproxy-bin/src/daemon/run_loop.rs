@@ -412,7 +412,7 @@ mod tests {
             let mut slice = EndpointSlice::of(&service, ports, endpoints.into_iter().collect());
             slice.name = SliceName::new("test", name).unwrap();
             let triggered =
-                age.map(|age| jiff::Timestamp::now() - jiff::SignedDuration::from_secs(age));
+                age.map(|age| crate::wall_clock::now() - jiff::SignedDuration::from_secs(age));
             self.send(Event::SliceApplied { slice, triggered }).await;
         }
     }

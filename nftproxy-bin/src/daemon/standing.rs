@@ -10,6 +10,8 @@ use jiff::Timestamp;
 use nftproxy_core::engine::Health;
 use nftproxy_core::model::IpFamily;
 
+use crate::wall_clock;
+
 /// Shared by whoever writes it and whoever reads it.
 #[derive(Debug)]
 pub(crate) struct Standing {
@@ -41,7 +43,7 @@ impl Standing {
     pub(crate) fn new(health: Health, families: &[IpFamily], expects_node: bool) -> Self {
         let families = families.iter().map(|family| FamilyStanding {
             family: *family,
-            last_updated: Timestamp::now(),
+            last_updated: wall_clock::now(),
             has_synced: false,
             is_healthy: true,
         });
@@ -58,7 +60,7 @@ impl Standing {
     pub(crate) fn synced(&self, family: IpFamily) {
         for standing in &mut self.state().families {
             if standing.family == family {
-                standing.last_updated = Timestamp::now();
+                standing.last_updated = wall_clock::now();
                 standing.has_synced = true;
             }
         }

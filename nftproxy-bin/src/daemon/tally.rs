@@ -11,6 +11,7 @@ use nftproxy_core::engine::{Event, Outcome};
 use nftproxy_core::model::{EndpointSlice, IpFamily, ServiceName, SliceEndpoints, State, V4, V6};
 
 use crate::metrics::Metrics;
+use crate::wall_clock;
 
 /// What was counted and has yet to be told.
 pub(crate) struct Tally {
@@ -41,7 +42,7 @@ impl Tally {
         let tally = Self {
             metrics,
             families: families.collect(),
-            started: Timestamp::now(),
+            started: wall_clock::now(),
             changed_services: BTreeSet::new(),
             n_changed_slices: 0,
         };
@@ -165,7 +166,7 @@ impl Tally {
     }
 
     fn programmed(&mut self, family: IpFamily) {
-        let now = Timestamp::now();
+        let now = wall_clock::now();
         let metrics = self.metrics.proxy.clone();
         let Some(part) = self.of(family) else { return };
         for at in std::mem::take(&mut part.triggers) {

@@ -103,7 +103,5 @@ fn exponential(first: f64, factor: f64, n: usize) -> Vec<f64> {
 
 /// Seconds since 1970.
 pub(crate) fn unix_time() -> f64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    // A clock before 1970 is not worth more than this.
-    since.unwrap_or_default().as_secs_f64()
+    crate::wall_clock::now().as_duration().as_secs_f64()
 }

@@ -1,6 +1,6 @@
 //! `process_*`, as Go's client library has them, from `/proc/self`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs;
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -158,7 +158,7 @@ fn network() -> Option<(f64, f64)> {
     let text = fs::read_to_string("/proc/self/net/netstat").ok()?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("IpExt: "));
     let (names, values) = (lines.next()?, lines.next()?);
-    let values: HashMap<_, _> = names.split(' ').zip(values.split(' ')).collect();
+    let values: BTreeMap<_, _> = names.split(' ').zip(values.split(' ')).collect();
     let value = |name| values.get(name)?.parse().ok();
     Some((value("InOctets")?, value("OutOctets")?))
 }

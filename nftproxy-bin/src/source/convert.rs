@@ -48,6 +48,8 @@ pub(crate) struct Objects<K, C: Convert<K>> {
     convert: C,
     /// What is wrong with objects, of those that have a name.
     wrong: BTreeMap<C::Name, BTreeSet<String>>,
+    /// Who else is told of what is wrong: which object, and what.
+    tell: Box<dyn Fn(&str, &str) + Send + Sync>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -56,7 +58,16 @@ impl<K, C: Convert<K>> Objects<K, C> {
         Self {
             convert,
             wrong: BTreeMap::new(),
+            tell: Box::new(|_, _| {}),
             kind: PhantomData,
+        }
+    }
+
+    /// The same, which also tells somebody else.
+    pub(crate) fn telling(convert: C, tell: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self {
+            tell: Box::new(tell),
+            ..Self::new(convert)
         }
     }
 
@@ -67,15 +78,6 @@ impl<K, C: Convert<K>> Objects<K, C> {
 
     /// The event that an object is there; `None` if it has no name that it could have.
     pub(crate) fn applied(&mut self, object: &K) -> Option<Event> {
-        self.applied_and_told(object, |_| {})
-    }
-
-    /// The same, and tells somebody else what is wrong with it since now.
-    pub(crate) fn applied_and_told(
-        &mut self,
-        object: &K,
-        tell: impl Fn(&Problem),
-    ) -> Option<Event> {
         let label = || k8s::describe(C::KIND, C::metadata(object));
         let name = match self.convert.name(object) {
             Ok(name) => name,
@@ -91,25 +93,16 @@ impl<K, C: Convert<K>> Objects<K, C> {
         let event = self.convert.applied(name.clone(), object, &mut problems);
         if !(problems.is_empty() && self.wrong.is_empty()) {
             let problems = problems.into_iter().map(|problem| problem.message);
-            self.note(name, &label(), problems.collect(), tell);
+            self.note(name, &label(), problems.collect());
         }
         Some(event)
     }
 
-    fn note(
-        &mut self,
-        name: C::Name,
-        label: &str,
-        problems: BTreeSet<String>,
-        tell: impl Fn(&Problem),
-    ) {
+    fn note(&mut self, name: C::Name, label: &str, problems: BTreeSet<String>) {
         let known = self.wrong.remove(&name).unwrap_or_default();
         for message in problems.difference(&known) {
             warn!(object = label, "{message}");
-            tell(&Problem {
-                object: label.to_owned(),
-                message: message.clone(),
-            });
+            (self.tell)(label, message);
         }
         for message in known.difference(&problems) {
             info!(object = label, "no longer: {message}");
@@ -242,17 +235,17 @@ impl Convert<EndpointSlice> for Slices {
     }
 }
 
+/// When the pod or Service changed that a slice was changed for.
+fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
+    let annotations = metadata.annotations.as_ref()?;
+    annotations.get(ANNOTATION_TRIGGER_TIME)?.parse().ok()
+}
+
 /// The name of an object that is in no namespace.
 fn subdomain(metadata: &ObjectMeta) -> Result<String, NameError> {
     let name = metadata.name.as_deref().unwrap_or_default();
     check_subdomain(name)?;
     Ok(name.to_owned())
-}
-
-/// When the pod or Service changed that a slice was changed for.
-fn triggered(metadata: &ObjectMeta) -> Option<Timestamp> {
-    let annotations = metadata.annotations.as_ref()?;
-    annotations.get(ANNOTATION_TRIGGER_TIME)?.parse().ok()
 }
 
 /// Conversion of ServiceCIDRs.
@@ -372,13 +365,11 @@ mod tests {
                 false,
             ),
         ] {
-            let mut object = serde_json::json!({"metadata": metadata, "spec": spec});
-            object["metadata"]["name"] = "node-1".into();
-            let bytes = serde_json::to_vec(&object).unwrap();
-            let object = serde_json::from_slice(&bytes).unwrap();
-            let event = Objects::new(Nodes).applied(&object);
-            let Some(Event::NodeApplied { is_eligible, .. }) = event else {
-                panic!("{event:?}")
+            let object = serde_json::json!({"metadata": metadata, "spec": spec});
+            let object = serde_json::from_value(object).unwrap();
+            let event = Nodes.applied("node-1".into(), &object, &mut Vec::new());
+            let Event::NodeApplied { is_eligible, .. } = event else {
+                panic!("a node is applied")
             };
             assert_eq!(is_eligible, expected, "{object:?}");
         }

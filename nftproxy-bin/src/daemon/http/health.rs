@@ -14,6 +14,7 @@ use super::respond::{JSON, not_found, typed};
 use super::{Handler, Response};
 use crate::daemon::standing::{FamilyStanding, Standing};
 use crate::metrics::ProxyMetrics;
+use crate::wall_clock;
 
 /// Answers for the proxy as a whole.
 pub(crate) struct Health {
@@ -86,7 +87,7 @@ impl Health {
         let healthy = families.iter().all(|standing| standing.is_healthy);
         let node_eligible = (page == Page::Healthz).then(|| self.standing.is_node_eligible());
         let is_ok = healthy && node_eligible.unwrap_or(true);
-        let current_time = Timestamp::now();
+        let current_time = wall_clock::now();
         let last_updated = if is_ok {
             current_time
         } else {

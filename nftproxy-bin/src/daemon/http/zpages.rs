@@ -11,6 +11,7 @@ use super::Response;
 use super::respond::{JSON, PLAIN_TEXT, bare, error, full};
 use crate::metrics::exposition::start_time;
 use crate::version;
+use crate::wall_clock;
 
 const DISCLAIMER: &str = "Warning: This endpoint is not meant to be machine parseable, has no \
      formatting compatibility guarantees and is for debugging purposes only.";
@@ -120,7 +121,7 @@ impl Statusz {
         let paths = ["/configz", "/flagz", "/healthz", "/metrics", "/proxyMode"];
         Self {
             started,
-            up_seconds: (Timestamp::now().as_second() - started.as_second()).max(0),
+            up_seconds: (wall_clock::now().as_second() - started.as_second()).max(0),
             paths: paths
                 .into_iter()
                 .filter(|path| has_flagz || *path != "/flagz")

@@ -16,6 +16,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::LogFormat;
+use crate::wall_clock;
 
 /// Writes events in klog's text or JSON.
 pub(super) struct Klog(pub(super) LogFormat);
@@ -37,7 +38,7 @@ where
         let file = metadata.file().unwrap_or("unknown");
         let line = Line {
             level: *metadata.level(),
-            at: Timestamp::now(),
+            at: wall_clock::now(),
             file: file.rsplit('/').next().unwrap_or(file),
             line: metadata.line().unwrap_or_default(),
             fields,

@@ -5,14 +5,13 @@
 //! and then one now and then. Nobody waits for an Event, and one that cannot be written is lost.
 //! Entry point: [`Recorder`].
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
 use jiff::Timestamp;
-use nftproxy_core::k8s::Problem;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{self, Receiver};
 use tokio::time::{Instant, timeout};
@@ -21,6 +20,8 @@ use tracing::{debug, warn};
 use super::client::{Client, Question};
 use super::failure::Failure;
 use super::limit::Limit;
+
+use crate::wall_clock;
 
 /// What may wait to be written.
 const QUEUE: usize = 256;
@@ -39,14 +40,14 @@ const QPS_BURST: u32 = 10;
 const CONTROLLER: &str = "kube-proxy";
 
 /// What an Event is about.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Regarding {
     Node(String),
     Service { namespace: String, name: String },
 }
 
 /// Something that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Occurrence {
     pub(crate) regarding: Regarding,
     pub(crate) is_warning: bool,
@@ -86,8 +87,8 @@ impl Recorder {
 
     /// Something of a Service cannot be used. Other objects have controllers for owners, which read
     /// no Events.
-    pub(super) fn record_problem(&self, problem: &Problem) {
-        let name = problem.object.strip_prefix("Service ");
+    pub(super) fn record_problem(&self, object: &str, message: &str) {
+        let name = object.strip_prefix("Service ");
         let Some((namespace, name)) = name.and_then(|name| name.split_once('/')) else {
             return;
         };
@@ -99,7 +100,7 @@ impl Recorder {
             is_warning: true,
             reason: "Ignored",
             action: "SyncProxyRules",
-            note: problem.message.clone(),
+            note: message.to_owned(),
         });
     }
 
@@ -126,7 +127,7 @@ async fn run(client: Arc<Client>, instance: String, mut messages: Receiver<Messa
                 continue;
             }
         };
-        let merged = merger.merge(&occurrence, Instant::now(), Timestamp::now());
+        let merged = merger.merge(&occurrence, Instant::now(), wall_clock::now());
         if merged == Merged::Dropped {
             continue;
         }
@@ -150,8 +151,8 @@ async fn run(client: Arc<Client>, instance: String, mut messages: Receiver<Messa
 /// Decides what becomes of an occurrence.
 #[derive(Default)]
 struct Merger {
-    series: HashMap<Occurrence, Series>,
-    budgets: HashMap<Regarding, Budget>,
+    series: BTreeMap<Occurrence, Series>,
+    budgets: BTreeMap<Regarding, Budget>,
 }
 
 struct Series {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use nftproxy_core::k8s::Problem;
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
@@ -84,7 +83,6 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     resource: Resource,
     objects: Objects<K, C>,
     events: Sender<Event>,
-    recorder: Recorder,
     /// Up to where everything is known; none before a list is complete.
     version: Option<String>,
     /// What a new list must not be older than; none if anything is good enough, empty if it must
@@ -141,9 +139,10 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             client,
             recovery,
             resource,
-            objects: Objects::new(convert),
+            objects: Objects::telling(convert, move |object, message| {
+                recorder.record_problem(object, message);
+            }),
             events,
-            recorder,
             version: None,
             not_older_than: None,
             refused,
@@ -394,13 +393,10 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             listing.names.extend(self.objects.name(item.object()));
         }
         match item {
-            Item::Good(object) => {
-                let tell = |problem: &Problem| self.recorder.record_problem(problem);
-                match self.objects.applied_and_told(&object, tell) {
-                    Some(event) => self.send(event).await,
-                    None => Ok(()),
-                }
-            }
+            Item::Good(object) => match self.objects.applied(&object) {
+                Some(event) => self.send(event).await,
+                None => Ok(()),
+            },
             Item::Bad(object, error) => {
                 let metadata = object.metadata();
                 let namespace = metadata.namespace.as_deref().unwrap_or_default();

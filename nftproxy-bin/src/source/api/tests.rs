@@ -216,7 +216,7 @@ async fn http2_needs_one_connection_for_all() {
         let agent = request.headers()["user-agent"].to_str().unwrap();
         // O-85: the name that this program was called by, as Go's clients have it.
         let (name, rest) = agent.split_once('/').unwrap();
-        assert!(name.starts_with("nftproxy-"), "{agent}");
+        assert!(name.starts_with("nftproxy"), "{agent}");
         let version = env!("CARGO_PKG_VERSION");
         assert!(rest.starts_with(&format!("{version} (linux/")), "{agent}");
         assert!(rest.contains(") kubernetes/"), "{agent}");

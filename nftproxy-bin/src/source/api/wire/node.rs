@@ -19,7 +19,7 @@ message!(NodeSpec {
     7 "podCIDRs" pod_cidrs: Texts,
 });
 
-// Of a taint the key alone matters.
+// What keeps pods away is no concern of a proxy's; who is to go, some keys tell.
 message!(Taint {
     1 "key" key: Text,
 });

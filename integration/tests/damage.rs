@@ -1,0 +1,207 @@
+//! Others' hands in the tables of the real binary, as nft(8) does it: everything is mended at once,
+//! the culprit is named, and what is saved can be loaded again.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+
+use std::time::{Duration, Instant};
+
+use integration::daemon::Daemon;
+use integration::fixtures::recorded;
+use integration::netns::{Namespace, in_sandbox};
+use integration::nft::loadable;
+use integration::node::{RecordedNode, model};
+use nftproxy_core::model::State;
+
+/// A node in step, with the recorded cluster.
+struct Bed {
+    node: RecordedNode,
+    daemon: Daemon,
+    state: State,
+    _server: integration::apiserver::ApiServer,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let node = RecordedNode::new().unwrap();
+        let server = node.serve().unwrap();
+        let daemon = node.start(&["--master", &server.url()]).unwrap();
+        let state = recorded("all.yaml");
+        let bed = Self {
+            node,
+            daemon,
+            state,
+            _server: server,
+        };
+        bed.wait();
+        bed
+    }
+
+    fn wait(&self) {
+        self.node
+            .wait_for_rules(&self.daemon, &self.state, &model());
+    }
+
+    fn nft(&self, script: &str) {
+        nft(&self.node.namespace, script);
+    }
+
+    fn list(&self, what: &str) -> String {
+        let command: Vec<_> = ["nft", "list"]
+            .into_iter()
+            .chain(what.split(' '))
+            .collect();
+        self.node.namespace.exec(&command).unwrap()
+    }
+
+    /// The log lines that tell of repairs.
+    fn repairs(&self) -> Vec<String> {
+        let log = self.daemon.log();
+        let told = |line: &&str| line.contains("somebody else changed the table");
+        log.lines().filter(told).map(str::to_owned).collect()
+    }
+}
+
+fn nft(namespace: &Namespace, script: &str) {
+    namespace
+        .exec_with_input(&["nft", "-f", "-"], script)
+        .unwrap();
+}
+
+/// The names of the sets, or of the chains, of a table, as nft lists it.
+fn names(listing: &str, kinds: &[&str]) -> Vec<String> {
+    let name = |line: &str| {
+        let (kind, rest) = line.trim().split_once(' ')?;
+        let name = rest.strip_suffix(" {")?;
+        kinds.contains(&kind).then(|| name.to_owned())
+    };
+    listing.lines().filter_map(name).collect()
+}
+
+/// Every chain and every set of both families, emptied one after the other: each is whole again, and
+/// each time it is said who it was and what he did.
+#[test]
+fn whatever_is_emptied_is_filled_again() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let mut n_damages = 0;
+        for family in ["ip", "ip6"] {
+            let listing = bed.list(&format!("table {family} nftproxy"));
+            let chains = names(&listing, &["chain"]);
+            let sets = names(&listing, &["set", "map"]);
+            assert!(chains.len() > 10 && sets.len() > 8, "{listing}");
+            let chains = chains.iter().map(|chain| ("chain", chain));
+            let sets = sets
+                .iter()
+                .filter(|set| *set != "affinity")
+                .map(|set| ("set", set));
+            for (kind, name) in chains.chain(sets) {
+                let kind = if listing.contains(&format!("map {name} {{")) {
+                    "map"
+                } else {
+                    kind
+                };
+                bed.nft(&format!("flush {kind} {family} nftproxy {name}"));
+                bed.wait();
+                n_damages += 1;
+            }
+        }
+        // Some held nothing. Of many in a row, not each is worth a line.
+        let repairs = bed.repairs();
+        assert!(n_damages > 40 && repairs.len() == 10, "{repairs:#?}");
+        for line in repairs {
+            assert!(line.contains("nft ("), "{line}");
+            assert!(line.contains("deleted"), "{line}");
+        }
+        assert!(bed.daemon.log().contains("keeps changing the table"));
+    });
+}
+
+/// Whatever else can be done to a table.
+#[test]
+fn all_kinds_of_damage_are_mended() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let service = bed
+            .list("map ip nftproxy services")
+            .lines()
+            .find_map(|line| {
+                let element = line.trim().trim_start_matches("elements = { ");
+                Some(element.split_once(" comment ")?.0.to_owned())
+            })
+            .unwrap();
+        let damages = [
+            "delete table ip nftproxy".to_owned(),
+            "delete table ip6 nftproxy".to_owned(),
+            "flush table ip nftproxy".to_owned(),
+            "flush ruleset".to_owned(),
+            "flush ruleset ip6".to_owned(),
+            // Another ruleset in its place.
+            "flush ruleset; table inet filter { chain input { type filter hook input priority 0; } }"
+                .to_owned(),
+            // A table of our name that has nothing of ours.
+            "delete table ip nftproxy; add table ip nftproxy".to_owned(),
+            // One of ours leads elsewhere.
+            format!(
+                "delete element ip nftproxy services {{ {service} }}; \
+                 add element ip nftproxy services {{ {service} : drop }}"
+            ),
+            format!("delete element ip nftproxy services {{ {service} }}"),
+            // Things that are not ours.
+            "add chain ip nftproxy foreign".to_owned(),
+            "add set ip nftproxy foreign { type ipv4_addr; }".to_owned(),
+            "add chain ip nftproxy foreign { type filter hook forward priority 0; policy drop; }"
+                .to_owned(),
+            "add rule ip nftproxy services counter drop".to_owned(),
+            "insert rule ip6 nftproxy services accept".to_owned(),
+            "add element ip nftproxy cluster-ips { 192.0.2.99 }".to_owned(),
+            "add element ip nftproxy services { 192.0.2.99 . tcp . 80 : drop }".to_owned(),
+            "add table ip nftproxy { flags dormant; }".to_owned(),
+        ];
+        for damage in &damages {
+            let before = bed.daemon.log().len();
+            bed.nft(damage);
+            bed.wait();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while !bed.daemon.log()[before..].contains("nft (") {
+                // From the eleventh on they are told with more care.
+                if bed.repairs().len() >= 10 {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{damage}: {}", bed.daemon.log());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    });
+}
+
+/// What others do to tables of their own is none of our business, however much it is.
+#[test]
+fn others_tables_cost_no_repair() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let elements: Vec<_> = (0..60_000)
+            .map(|n| format!("10.{}.{}.{}", n / 65536, n / 256 % 256, n % 256))
+            .collect();
+        let elements = elements.join(", ");
+        bed.nft("table ip other { set s { type ipv4_addr; } }");
+        bed.nft(&format!("add element ip other s {{ {elements} }}"));
+        bed.nft("delete table ip other");
+        std::thread::sleep(Duration::from_millis(500));
+        bed.wait();
+        assert_eq!(bed.repairs(), [""; 0]);
+    });
+}
+
+/// A listing is loaded in one transaction: a line that nft does not take back would cost a host its
+/// whole firewall. With session affinity, and after it is gone.
+#[test]
+fn a_saved_listing_can_be_loaded_again() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let saved = bed.list("table ip nftproxy");
+        assert!(saved.contains("update @affinity"), "{saved}");
+        let other = Namespace::new("other").unwrap();
+        nft(&other, &loadable(&saved));
+        let again = other.exec(&["nft", "list", "ruleset"]).unwrap();
+        assert_eq!(loadable(&again), loadable(&saved));
+    });
+}
