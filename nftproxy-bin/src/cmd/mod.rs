@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod diff;
+mod ends;
 pub(crate) mod explain;
 mod inputs;
 pub(crate) mod list;
