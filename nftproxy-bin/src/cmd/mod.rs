@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod diff;
+mod ends;
 pub(crate) mod explain;
 pub(crate) mod init;
 mod inputs;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::expr::text;
-use super::services::{ServiceRow, services_of};
+use super::found::services_of;
+use super::services::ServiceRow;
 use crate::model::{Family, IpFamily};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Key};

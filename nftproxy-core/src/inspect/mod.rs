@@ -12,6 +12,7 @@ mod elements;
 mod explain;
 mod expr;
 mod finding;
+mod found;
 mod others;
 mod owners;
 mod raise;
@@ -30,10 +31,9 @@ pub use changes::{ServiceChange, canonical, changes};
 pub use draw::{dot, svg};
 pub use explain::{Explanation, Query, Way, explain, explain_ruleset};
 pub use finding::{Finding, Kind, Severity};
+pub use found::services_of;
 pub use others::is_kube_proxys;
-pub use services::{
-    DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services, services_of,
-};
+pub use services::{DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services};
 
 /// What the rules are made from.
 #[derive(Debug, Clone, Copy)]
