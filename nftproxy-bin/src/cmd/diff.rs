@@ -40,7 +40,7 @@ struct DocumentChange<'a> {
 
 /// One side of the comparison.
 enum Side {
-    Listing(Listing),
+    Listing(Box<Listing>),
     Cluster(Box<Cluster>),
 }
 
@@ -88,7 +88,7 @@ fn side(name: &str, args: &DiffArgs, settings: &Settings) -> anyhow::Result<Side
         if let Some(unread) = listing.unread.first() {
             anyhow::bail!("{name} cannot be read as a whole: {unread}");
         }
-        Ok(Side::Listing(listing))
+        Ok(Side::Listing(Box::new(listing)))
     };
     let of_cluster = |manifests| -> anyhow::Result<Side> {
         let flags = DesiredFlags {

@@ -120,7 +120,12 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             Some(Verdict::Goto(ChainName::Pick(pick))) => pick.n.get() as usize,
             _ => 0,
         };
-        let is_cluster = destination.address.is_some_and(is_cluster_ip);
+        // Only a ClusterIP leads to a pick chain at once, even if the set of them lacks it.
+        let is_picked = matches!(
+            verdict(service_map),
+            Some(Verdict::Goto(ChainName::Pick(_)))
+        );
+        let is_cluster = is_picked || destination.address.is_some_and(is_cluster_ip);
         let (policy, masquerade) = match verdict(service_map) {
             Some(Verdict::Goto(ChainName::ExternalLocal | ChainName::ExternalLocalNodePort)) => {
                 (TrafficPolicy::Local, "node")

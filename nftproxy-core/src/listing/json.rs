@@ -389,7 +389,10 @@ fn statement(value: &Value, out: &mut String) -> Option<()> {
         }
         "masquerade" => {
             let flags = match argument.get("flags") {
-                None => return Some(out.push_str("masquerade")),
+                None => {
+                    out.push_str("masquerade");
+                    return Some(());
+                }
                 Some(Value::String(flag)) => flag.clone(),
                 Some(Value::Array(flags)) => {
                     let flags: Vec<_> = flags.iter().filter_map(Value::as_str).collect();
@@ -402,7 +405,10 @@ fn statement(value: &Value, out: &mut String) -> Option<()> {
             (!is_more).then_some(())
         }
         "reject" => match argument {
-            Value::Null => Some(out.push_str("reject")),
+            Value::Null => {
+                out.push_str("reject");
+                Some(())
+            }
             argument => {
                 write!(out, "reject with {}", argument.get("type")?.as_str()?).ok()?;
                 match argument.get("expr") {

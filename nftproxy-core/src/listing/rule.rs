@@ -46,6 +46,9 @@ struct Read<F: Family> {
     takes_protocol: bool,
 }
 
+/// Makes a statement of a prefix.
+type OfAddress<F> = fn(Match<(<F as Family>::Address, u8)>) -> Statement<F>;
+
 struct Reader<'a, 't> {
     rest: &'a [Token<'t>],
 }
@@ -170,13 +173,13 @@ impl<'t> Reader<'_, 't> {
             let set = self.set()?;
             return one(lookup(&key, set, negate)?);
         }
-        let statement: fn(Match<(F::Address, u8)>) -> Statement<F> = match key.as_slice() {
+        let of_address: OfAddress<F> = match key.as_slice() {
             [Part::Of(Field::Saddr)] => Statement::Saddr,
             [Part::Of(Field::Daddr)] => Statement::Daddr,
             _ => return None,
         };
         let value = prefix::<F>(self.word()?)?;
-        one(statement(Match { value, negate }))
+        one(of_address(Match { value, negate }))
     }
 
     /// `ct status dnat`, in any of its spellings.
