@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn what_is_not_ours_gets_none() {
         let foreign = Expr::Foreign("counter".into());
-        assert_eq!(raise::<V4>(&[foreign.clone()]), None);
+        assert_eq!(raise::<V4>(std::slice::from_ref(&foreign)), None);
         assert_eq!(raise::<V4>(&[]), None);
         let half = [Expr::CtStatus { register: 0 }];
         assert_eq!(raise::<V4>(&half), None);
