@@ -51,7 +51,7 @@ impl Report {
 /// # use nftproxy_core::model::{IpFamily, Node, Protocol, Service, ServiceName, ServicePort, State};
 /// # use nftproxy_core::render;
 /// # use nftproxy_core::ruleset::Table;
-/// # let name = ServiceName::new("shop", "api");
+/// # let name = ServiceName::new("shop", "api")?;
 /// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
 /// let mut state = State::default();
 /// state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));
@@ -69,7 +69,7 @@ impl Report {
 /// let report = audit(desired, &found, &table, &families, |_| ());
 /// assert_eq!(report.findings[0].kind, Kind::Different);
 /// assert_eq!(report.findings[0].service_port.as_deref(), Some("shop/api"));
-/// # Ok::<(), std::num::TryFromIntError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn audit(
     desired: Desired<'_>,
@@ -148,18 +148,8 @@ fn audit_family<F: OfFamily>(
         of_table(Severity::Error, Kind::Foreign, what.clone(), effect)
     }));
 
-    let cidrs = desired.state.service_cidrs::<F>();
-    let features = compiled.compilation.features();
-    let left = chains::with_left_affinity::<F>(
-        desired.node,
-        &cidrs,
-        &features,
-        &observed.ruleset.skeleton,
-    );
     let ruleset = &compiled.ruleset;
-    chains::compare(ruleset, &observed.ruleset, left.as_ref(), |finding| {
-        findings.push(finding)
-    });
+    chains::compare(ruleset, &observed.ruleset, |finding| findings.push(finding));
     chains::structure(ruleset, &observed.ruleset, |finding| findings.push(finding));
     let owners = Owners::new(desired, &compiled, &observed.ruleset);
     elements::compare(ruleset, &observed.ruleset, &owners, |finding| {

@@ -5,19 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::expr::text;
 use super::finding::{Finding, Kind, Severity};
-use crate::compile::{Features, skeleton};
-use crate::model::{Family, Node};
+use crate::model::Family;
 use crate::ruleset::element::Data;
 use crate::ruleset::expr::Expr;
 use crate::ruleset::name::ChainName;
 use crate::ruleset::schema::base_chain;
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+use crate::ruleset::{FamilyRuleset, Rule};
 
-/// Compares the chains with fixed names.
+/// Compares the chains and their rules.
 pub(super) fn compare<F: Family>(
     desired: &FamilyRuleset<F>,
     observed: &FamilyRuleset<F>,
-    with_left_affinity: Option<&Skeleton>,
     mut found: impl FnMut(Finding),
 ) {
     for (chain, rules) in &desired.skeleton.chains {
@@ -28,18 +26,20 @@ pub(super) fn compare<F: Family>(
             });
             continue;
         };
-        let also_right = with_left_affinity.and_then(|skeleton| skeleton.chains.get(chain));
-        if current != rules && also_right != Some(current) {
+        if current != rules {
             compare_rules::<F>(*chain, rules, current, &mut found);
         }
     }
     for chain in observed.skeleton.chains.keys() {
-        if desired.skeleton.chains.contains_key(chain) {
+        let is_needed = match chain {
+            // One with other rules than it should have.
+            ChainName::Pick(pick) => desired.picks.contains(pick),
+            chain => desired.skeleton.chains.contains_key(chain),
+        };
+        if is_needed {
             continue;
         }
-        let is_left =
-            with_left_affinity.is_some_and(|skeleton| skeleton.chains.contains_key(chain));
-        let harmless = base_chain(*chain).is_none() || is_left;
+        let harmless = base_chain(*chain).is_none();
         found(Finding {
             severity: if harmless {
                 Severity::Note
@@ -55,11 +55,14 @@ pub(super) fn compare<F: Family>(
         });
     }
     for pick in desired.picks.difference(&observed.picks) {
-        found(finding::<F>(
-            ChainName::Pick(*pick),
-            Kind::Missing,
-            "it does not exist, or has other rules",
-        ));
+        let chain = ChainName::Pick(*pick);
+        match observed.skeleton.chains.get(&chain) {
+            Some(current) => {
+                let rules = crate::compile::pick_rules::<F>(*pick);
+                compare_rules::<F>(chain, &rules, current, &mut found);
+            }
+            None => found(finding::<F>(chain, Kind::Missing, "it does not exist")),
+        }
     }
 }
 
@@ -117,29 +120,6 @@ fn compare_rules<F: Family>(
             "its rules are in another order",
         ));
     }
-}
-
-/// The fixed chains as they are after Services with session affinity have gone: what belonged to it
-/// stays until the proxy starts anew. `None` if nothing of it is there, or it is in use.
-pub(super) fn with_left_affinity<F: Family>(
-    node: &Node,
-    cidrs: &[(F::Address, u8)],
-    features: &Features,
-    observed: &Skeleton,
-) -> Option<Skeleton> {
-    let timeouts: BTreeSet<_> = observed
-        .chains
-        .keys()
-        .filter_map(|chain| match chain {
-            ChainName::RememberFor(seconds) => Some(*seconds),
-            _ => None,
-        })
-        .collect();
-    (!timeouts.is_subset(&features.affinity)).then(|| {
-        let mut features = features.clone();
-        features.affinity.extend(timeouts);
-        skeleton::<F>(node, cidrs, &features)
-    })
 }
 
 /// Which chains lead where.
