@@ -45,10 +45,7 @@ impl Bed {
     }
 
     fn list(&self, what: &str) -> String {
-        let command: Vec<_> = ["nft", "list"]
-            .into_iter()
-            .chain(what.split(' '))
-            .collect();
+        let command: Vec<_> = ["nft", "list"].into_iter().chain(what.split(' ')).collect();
         self.node.namespace.exec(&command).unwrap()
     }
 

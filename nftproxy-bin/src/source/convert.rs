@@ -40,6 +40,9 @@ pub(crate) trait Convert<K> {
     fn listed(&self, names: BTreeSet<Self::Name>) -> Event;
 }
 
+/// Is told of an object, as `Service namespace/name`, and of what is wrong with it.
+type Tell = Box<dyn Fn(&str, &str) + Send + Sync>;
+
 /// Converts the objects of a kind, and says once what of an object could not be used, however often
 /// the object comes, and once that it can be.
 pub(crate) struct Objects<K, C: Convert<K>> {
@@ -47,7 +50,7 @@ pub(crate) struct Objects<K, C: Convert<K>> {
     /// What is wrong with objects, of those that have a name.
     wrong: BTreeMap<C::Name, BTreeSet<String>>,
     /// Who else is told of what is wrong: which object, and what.
-    tell: Box<dyn Fn(&str, &str) + Send + Sync>,
+    tell: Tell,
     kind: PhantomData<fn() -> K>,
 }
 
