@@ -211,3 +211,16 @@ fn choosing_nothing_is_an_error() {
         "{stderr}"
     );
 }
+
+/// An audit looks at all elements of a table.
+#[test]
+fn audits_are_of_whole_tables() {
+    let rows = rows("audit");
+    assert_eq!(rows.len(), 2);
+    // As for a cold sync.
+    for (size, elements) in [("200 x 5", 400 + 1000 + 10), ("20 x 50", 40 + 1000 + 10)] {
+        let row = &rows[&("audit".to_owned(), format!("{size}, saved text"))];
+        check_floor(row);
+        assert_eq!(figure(row, "elements"), f64::from(elements));
+    }
+}

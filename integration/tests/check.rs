@@ -19,16 +19,6 @@ fn host() -> Namespace {
     host
 }
 
-/// An interface beside the loopback one, of a type that kernels have which run pods.
-fn add_interface(host: &Namespace, name: &str) {
-    let peer = format!("{name}-peer");
-    host.exec(&[
-        "ip", "link", "add", name, "type", "veth", "peer", "name", &peer,
-    ])
-    .unwrap();
-    host.exec(&["ip", "link", "set", &peer, "up"]).unwrap();
-}
-
 /// The findings, each as `level check: message; advice`, and the exit code.
 fn check(host: &Namespace, arguments: &[&str]) -> (Vec<String>, Option<i32>) {
     let arguments = [&["check", "--output=json"], arguments].concat();
@@ -104,12 +94,22 @@ fn warnings_count_unless_they_are_allowed() {
     });
 }
 
+/// Adds an interface that is connected to something.
+fn add_link(host: &Namespace, name: &str) {
+    let peer = format!("{name}p");
+    host.exec(&[
+        "ip", "link", "add", name, "type", "veth", "peer", "name", &peer,
+    ])
+    .unwrap();
+    host.exec(&["ip", "link", "set", &peer, "up"]).unwrap();
+}
+
 /// An interface that is left out is told of, in each family that pods have.
 #[test]
 fn interfaces_that_forward_nothing_are_told() {
     in_sandbox(|| {
         let host = host();
-        add_interface(&host, "eth0.5");
+        add_link(&host, "eth0.5");
         assert_eq!(check(&host, &[]).1, Some(0));
         for version in ["ipv4", "ipv6"] {
             let path = format!("/proc/sys/net/{version}/conf/eth0.5/forwarding");
@@ -138,7 +138,7 @@ fn strict_interfaces_beside_the_way_back_are_told() {
             ("eth1", "198.51.100.1", "200"),
         ] {
             let address = format!("{address}/24");
-            add_interface(&host, name);
+            add_link(&host, name);
             host.sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "1")
                 .unwrap();
             host.exec(&["ip", "link", "set", name, "up"]).unwrap();
@@ -245,7 +245,7 @@ fn others_that_translate_are_named() {
             .unwrap();
         assert_eq!(check(&host, &[]).1, Some(0));
 
-        add_interface(&host, "kube-ipvs0");
+        add_link(&host, "kube-ipvs0");
         assert_has(
             &check(&host, &[]).0,
             "kube-proxy in ipvs mode serves Services",

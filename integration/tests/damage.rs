@@ -132,7 +132,8 @@ fn all_kinds_of_damage_are_mended() {
             "flush ruleset".to_owned(),
             "flush ruleset ip6".to_owned(),
             // Another ruleset in its place.
-            "flush ruleset; table inet filter { chain input { type filter hook input priority 0; } }"
+            "flush ruleset; add table inet filter; \
+             add chain inet filter input { type filter hook input priority 0; }"
                 .to_owned(),
             // A table of our name that has nothing of ours.
             "delete table ip nftproxy; add table ip nftproxy".to_owned(),
@@ -157,6 +158,17 @@ fn all_kinds_of_damage_are_mended() {
             let before = bed.daemon.log().len();
             bed.nft(damage);
             bed.wait();
+            // What is not ours is no part of the above.
+            let listing = || bed.list("table ip nftproxy");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while ["foreign", "counter", "dormant"]
+                .iter()
+                .any(|word| listing().contains(word))
+            {
+                assert!(Instant::now() < deadline, "{damage}: {}", listing());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bed.wait();
             let deadline = Instant::now() + Duration::from_secs(5);
             while !bed.daemon.log()[before..].contains("nft (") {
                 // From the eleventh on they are told with more care.
@@ -179,7 +191,7 @@ fn others_tables_cost_no_repair() {
             .map(|n| format!("10.{}.{}.{}", n / 65536, n / 256 % 256, n % 256))
             .collect();
         let elements = elements.join(", ");
-        bed.nft("table ip other { set s { type ipv4_addr; } }");
+        bed.nft("add table ip other; add set ip other s { type ipv4_addr; }");
         bed.nft(&format!("add element ip other s {{ {elements} }}"));
         bed.nft("delete table ip other");
         std::thread::sleep(Duration::from_millis(500));

@@ -192,6 +192,8 @@ fn a_dry_run_changes_nothing() {
         assert_eq!(dry_run(&two), "nothing would change");
         let script = dry_run(&["10.96.0.1:80=10.244.1.11:8080,10.244.1.13:8080"]);
         assert_eq!(listing(), before);
+        // It would undo what others do.
+        drop(cni);
         // The script is what it says: nft makes the same change of it.
         node.exec_with_input(&["nft", "-f", "-"], &script).unwrap();
         let after = listing();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use integration::apiserver::{ApiServer, Resource};
 use integration::daemon::{Daemon, Output, binary, run};
 use integration::fixtures::{NODE_NAME, read};
-use integration::netns::{Namespace, in_sandbox};
+use integration::netns::{Namespace, in_sandbox, skip};
 
 /// Rules of kube-proxy in mode iptables, beside those of the kubelet and of a CNI plugin.
 const IPTABLES: &str = "\
@@ -64,7 +64,7 @@ fn has_iptables() -> bool {
     let found = Command::new("iptables-nft").arg("--version").output();
     let has_iptables = found.is_ok();
     if !has_iptables {
-        println!("skipped: iptables is not installed");
+        skip("iptables is not installed");
     }
     has_iptables
 }

@@ -47,6 +47,7 @@ pub fn slice(
 ) -> Result<Option<model::EndpointSlice>, String> {
     let convert = Slices {
         node_name: node_name.to_owned(),
+        places: None,
     };
     let object = object::<EndpointSlice>(encoding, frame)?;
     match Objects::new(convert).applied(&object).ok_or("no name")? {

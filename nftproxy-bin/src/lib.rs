@@ -26,7 +26,7 @@ use config::{LogSettings, Settings};
 use daemon::logging;
 use tracing::{error, info, warn};
 
-/// What `nftproxy check` ends with if it cannot tell.
+/// What commands that look at something end with if they cannot tell.
 const CANNOT_TELL: u8 = 2;
 
 /// The program.
@@ -39,20 +39,18 @@ pub fn main() -> ExitCode {
         }
         error!(error = format!("{error:#}"), "command failed");
         match command {
-            Command::Check(_) => ExitCode::from(CANNOT_TELL),
-            _ => ExitCode::FAILURE,
+            Command::Run(_) | Command::Cleanup(_) | Command::Render(_) => ExitCode::FAILURE,
+            Command::Check(_)
+            | Command::List(_)
+            | Command::Audit(_)
+            | Command::Explain(_)
+            | Command::Diff(_) => ExitCode::from(CANNOT_TELL),
         }
     })
 }
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    let flags = match command {
-        Command::Run(args) => &args.config,
-        Command::Check(args) => &args.config,
-        Command::Cleanup(args) => &args.config,
-        Command::Render(args) => &args.config,
-    };
-    let settings = Settings::load(flags)?;
+    let settings = Settings::load(command.config())?;
     let levels = logging::init(&settings.log);
     for warning in &settings.warnings {
         warn!("{warning}");
@@ -76,6 +74,10 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => return cmd::check::run(args, &settings),
         Command::Cleanup(_) => cmd::cleanup::run()?,
         Command::Render(args) => cmd::render::run(args, &settings)?,
+        Command::List(args) => return cmd::list::run(args, &settings),
+        Command::Audit(args) => return cmd::audit::run(args, &settings),
+        Command::Explain(args) => return cmd::explain::run(args, &settings),
+        Command::Diff(args) => return cmd::diff::run(args, &settings),
     }
     Ok(ExitCode::SUCCESS)
 }

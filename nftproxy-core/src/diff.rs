@@ -2,7 +2,7 @@
 //!
 //! A [`Delta`] is complete: whoever applies it makes no decision of its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compile::pick_rules;
 use crate::model::Family;
@@ -182,17 +182,74 @@ pub struct Observed<F: Family> {
     pub foreign: Vec<String>,
 }
 
+/// What was found of a table, object by object.
+pub(crate) struct Parts<F: Family> {
+    /// Rules by chain, in order.
+    pub(crate) chains: BTreeMap<ChainName, Vec<Rule>>,
+    /// Sets and maps that have the type they should have.
+    pub(crate) sets: BTreeSet<SetName>,
+    /// Their elements, in any order.
+    pub(crate) elements: Vec<Element<F>>,
+    /// As in [`Observed::foreign`].
+    pub(crate) foreign: Vec<String>,
+}
+
+impl<F: Family> Default for Parts<F> {
+    fn default() -> Self {
+        Self {
+            chains: BTreeMap::new(),
+            sets: BTreeSet::new(),
+            elements: Vec::new(),
+            foreign: Vec::new(),
+        }
+    }
+}
+
+impl<F: Family> Parts<F> {
+    /// What all of it amounts to.
+    pub(crate) fn finish(mut self) -> Observed<F> {
+        for set in SetName::ALL {
+            if !self.sets.contains(&set) {
+                self.foreign.push(format!("set {set} is missing"));
+            }
+        }
+        let mut picks = BTreeSet::new();
+        let mut fixed = BTreeMap::new();
+        for (chain, rules) in self.chains {
+            match chain {
+                ChainName::Pick(pick) if rules == pick_rules::<F>(pick) => {
+                    picks.insert(pick);
+                }
+                chain => {
+                    fixed.insert(chain, rules);
+                }
+            }
+        }
+        let optional = self.sets.into_iter();
+        let ruleset = FamilyRuleset {
+            skeleton: Skeleton {
+                sets: optional
+                    .filter(|set| SetName::OPTIONAL.contains(set))
+                    .collect(),
+                chains: fixed,
+            },
+            picks,
+            elements: self.elements.into_iter().collect(),
+        };
+        Observed {
+            ruleset,
+            foreign: self.foreign,
+        }
+    }
+}
+
 /// Finds what turns the table that was found (`None`: there is none) into the desired one.
 ///
 /// Pick chains that nothing needs any more are left: they do no harm, and kernels before 6.2
 /// refuse to delete a chain in the batch that deletes the last element pointing to it.
 pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F>) -> Delta<F> {
     let mut delta = Delta::default();
-    let nothing = FamilyRuleset {
-        skeleton: Skeleton::default(),
-        picks: BTreeSet::new(),
-        elements: BTreeSet::new(),
-    };
+    let nothing = FamilyRuleset::empty();
     let current = match observed {
         Some(observed) if observed.foreign.is_empty() => &observed.ruleset,
         Some(_) => {

@@ -111,9 +111,12 @@ pub mod diff;
 pub mod driver;
 pub mod engine;
 pub mod host;
+pub mod inspect;
 #[cfg(feature = "k8s")]
 pub mod k8s;
+pub mod listing;
 pub mod model;
+pub mod neighbour;
 pub mod render;
 pub mod ruleset;
 pub mod sync;

@@ -97,6 +97,9 @@ pub enum TraceError {
     /// Chains lead to one another without end, or deeper than the kernel allows.
     #[error("the jump stack is exceeded at chain {0}")]
     TooDeep(ChainName),
+    /// There are more ways to go than can be followed.
+    #[error("there are more than {MAX_RUNS} ways to go")]
+    TooMany,
 }
 
 /// `NFT_JUMP_STACK_SIZE`
@@ -135,18 +138,111 @@ pub fn trace<F: Family>(
     packet: &Packet<F>,
     is_local: &dyn Fn(F::Address) -> bool,
 ) -> Result<Outcomes<F>, TraceError> {
+    let all = ways(ruleset, packet, is_local)?;
+    Ok(all
+        .into_iter()
+        .map(|(outcome, (_, steps))| (outcome, steps))
+        .collect())
+}
+
+/// The possible outcomes, each with how often it comes and one way to get there.
+pub type Ways<F> = BTreeMap<Outcome<F>, (Share, Vec<Step>)>;
+
+/// The same as [`trace`], with how many of all new connections end so. The shares are exact, and
+/// add up to 1.
+///
+/// # Errors
+///
+/// As [`trace`].
+pub fn ways<F: Family>(
+    ruleset: &FamilyRuleset<F>,
+    packet: &Packet<F>,
+    is_local: &dyn Fn(F::Address) -> bool,
+) -> Result<Ways<F>, TraceError> {
     let mut tracer = Tracer::new(ruleset, is_local);
-    let mut outcomes = Outcomes::new();
-    // Each draw below the modulus in use is a way to go; the first run tells the modulus.
-    let mut draw = 0;
-    loop {
-        tracer.draw = draw;
-        tracer.modulus = 1;
+    let mut ways = Ways::new();
+    // Each number that can be drawn is a way to go. The first run draws 0 wherever it draws, and
+    // each run after that goes on where the one before left off, the last draw first.
+    for _ in 0..MAX_RUNS {
+        tracer.n_drawn = 0;
         let (outcome, steps) = tracer.run(packet)?;
-        outcomes.entry(outcome).or_insert(steps);
-        draw += 1;
-        if draw >= tracer.modulus {
-            return Ok(outcomes);
+        tracer.draws.truncate(tracer.n_drawn);
+        let moduli = tracer.draws.iter().map(|(_, modulus)| u64::from(*modulus));
+        let share = Share::one_in(moduli.fold(1, u64::saturating_mul));
+        ways.entry(outcome)
+            .and_modify(|(sum, _)| *sum = sum.plus(share))
+            .or_insert((share, steps));
+        while tracer
+            .draws
+            .pop_if(|(draw, modulus)| *draw + 1 >= *modulus)
+            .is_some()
+        {}
+        match tracer.draws.last_mut() {
+            Some((draw, _)) => *draw += 1,
+            None => return Ok(ways),
+        }
+    }
+    Err(TraceError::TooMany)
+}
+
+/// Ways that are followed; more endpoints than that no Service has.
+const MAX_RUNS: usize = 1 << 20;
+
+/// A part of all new connections, as a fraction in lowest terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    numerator: u64,
+    denominator: u64,
+}
+
+impl Share {
+    /// One of `n`, where 0 counts as 1.
+    pub fn one_in(n: u64) -> Self {
+        Self {
+            numerator: 1,
+            denominator: n.max(1),
+        }
+    }
+
+    /// What stands above the line.
+    pub fn numerator(self) -> u64 {
+        self.numerator
+    }
+
+    /// What stands below the line; never 0.
+    pub fn denominator(self) -> u64 {
+        self.denominator
+    }
+
+    /// The sum of two parts.
+    fn plus(self, other: Self) -> Self {
+        let [a, b, c, d] = [
+            self.numerator,
+            self.denominator,
+            other.numerator,
+            other.denominator,
+        ]
+        .map(u128::from);
+        let (numerator, denominator) = (a * d + c * b, b * d);
+        let divisor = gcd(numerator, denominator);
+        let lowest = |n: u128| u64::try_from(n / divisor).unwrap_or(u64::MAX);
+        Self {
+            numerator: lowest(numerator),
+            denominator: lowest(denominator),
+        }
+    }
+}
+
+fn gcd(a: u128, b: u128) -> u128 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.denominator == 1 {
+            write!(f, "{}", self.numerator)
+        } else {
+            write!(f, "{}/{}", self.numerator, self.denominator)
         }
     }
 }
@@ -155,8 +251,10 @@ struct Tracer<'a, F: Family> {
     chains: BTreeMap<ChainName, Vec<Rule>>,
     elements: BTreeMap<SetName, BTreeMap<Vec<u8>, &'a Element<F>>>,
     is_local: &'a dyn Fn(F::Address) -> bool,
-    draw: u32,
-    modulus: u32,
+    /// The numbers that are drawn in this run, and how many each was drawn from.
+    draws: Vec<(u32, u32)>,
+    /// How many of them have been drawn so far.
+    n_drawn: usize,
 }
 
 /// What rules can change of a packet on its way.
@@ -211,8 +309,8 @@ impl<'a, F: Family> Tracer<'a, F> {
             chains,
             elements,
             is_local,
-            draw: 0,
-            modulus: 1,
+            draws: Vec::new(),
+            n_drawn: 0,
         }
     }
 
@@ -325,6 +423,8 @@ impl<'a, F: Family> Tracer<'a, F> {
             let detail = match &after {
                 After::Next => continue,
                 After::Break => return Ok(After::Break),
+                // One that stands in the rule itself has been said.
+                After::Verdict(verdict) if rule.text.ends_with(&verdict.nft()) => String::new(),
                 After::Verdict(verdict) => format!(" → {}", verdict.nft()),
                 After::End(End::Translated) => flight
                     .dnat
@@ -417,8 +517,12 @@ impl<'a, F: Family> Tracer<'a, F> {
                 flight.load(*register, &kind.to_ne_bytes());
             }
             Expr::Numgen { modulus, register } => {
-                self.modulus = self.modulus.max(*modulus);
-                flight.load(*register, &(self.draw % modulus).to_ne_bytes());
+                if self.n_drawn == self.draws.len() {
+                    self.draws.push((0, *modulus));
+                }
+                let (draw, _) = self.draws[self.n_drawn];
+                self.n_drawn += 1;
+                flight.load(*register, &draw.to_ne_bytes());
             }
             Expr::Cmp {
                 negate,

@@ -33,8 +33,8 @@ fn tokens_are_trimmed_and_read_anew_when_they_are_refused() {
         let mut daemon = bed.node.start(&["--kubeconfig", &path]).unwrap();
         wait_until("the old token", || {
             let requests = bed.server.requests();
-            let tokens = requests.iter().map(|r| r.headers["authorization"].as_str());
-            tokens.last() == Some("Bearer old")
+            let last = requests.last();
+            last.is_some_and(|request| request.headers["authorization"] == "Bearer old")
         });
         daemon.wait_for_log("answers 401").unwrap();
         fs::write(&token, "new\n").unwrap();

@@ -2,19 +2,16 @@
 
 use std::fs;
 
-use nftproxy_core::apply::netlink::{Neighbour, Netlink};
+use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::host::Link;
+use nftproxy_core::inspect::is_kube_proxys;
+use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
 use nftproxy_core::ruleset::name::ChainName;
 use nftproxy_core::ruleset::schema::{Hook, PRIORITY_DSTNAT};
 
 use super::finding::Finding;
 use crate::error::chain;
-
-/// What kube-proxy's chains start with in its iptables and ipvs modes.
-const KUBE_PROXY_CHAINS: [&str; 3] = ["KUBE-SERVICES", "KUBE-SVC-", "KUBE-NODEPORTS"];
-/// Its table in nftables mode.
-const KUBE_PROXY_TABLE: &str = "kube-proxy";
 
 const STOP_KUBE_PROXY: &str = "stop kube-proxy if it runs; `nftproxy run` removes its rules \
      after its first sync, and `nftproxy cleanup` at once";
@@ -70,14 +67,13 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             family,
             table: name,
             is_dormant,
-            chains,
             base_chains,
+            ..
         } = table;
         if name == ours.name() || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
             continue;
         }
-        let has_chain = |start: &&str| chains.iter().any(|chain| chain.starts_with(start));
-        if name == KUBE_PROXY_TABLE || KUBE_PROXY_CHAINS.iter().any(has_chain) {
+        if is_kube_proxys(table) {
             findings.push(Finding::warning(
                 "neighbours",
                 format!(
@@ -87,7 +83,7 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             ));
             continue;
         }
-        if is_nftproxy(chains) {
+        if is_nftproxy(&table.chains) {
             findings.push(Finding::warning(
                 "neighbours",
                 format!(
@@ -140,7 +136,7 @@ fn is_nftproxy(chains: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use nftproxy_core::apply::netlink::BaseChain;
+    use nftproxy_core::neighbour::BaseChain;
 
     use super::*;
     use crate::check::finding::Level;
@@ -149,9 +145,8 @@ mod tests {
         Neighbour {
             family,
             table: name.into(),
-            is_dormant: false,
             chains: chains.iter().map(|&chain| chain.to_owned()).collect(),
-            base_chains: Vec::new(),
+            ..Neighbour::default()
         }
     }
 
@@ -194,6 +189,7 @@ mod tests {
                 chain_type: chain_type.into(),
                 hook,
                 priority,
+                drops_by_default: false,
             });
             other
         };

@@ -4,6 +4,8 @@
 //! the configuration mean is the business of the `config` module. Entry point:
 //! [`Cli::parse_from_env`].
 
+mod looking;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,7 +13,14 @@ use std::path::PathBuf;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use nftproxy_core::model::IpFamily;
+
 use crate::config::ConfigFlags;
+use looking::{AUDIT_EXIT_CODES, DIFF_EXIT_CODES, EXPLAIN_EXIT_CODES, LIST_EXIT_CODES};
+pub(crate) use looking::{
+    AuditArgs, Basis, DesiredFlags, DiffArgs, DiffFormat, ExplainArgs, ExplainFormat, ListArgs,
+    ObservedFlags, Origin,
+};
 
 /// A Kubernetes service proxy for nftables
 #[derive(Debug, Parser)]
@@ -53,6 +62,34 @@ pub(crate) enum Command {
     /// Print the rules for a set of manifests, as `nft` reads them, without touching the kernel
     #[command(args_override_self = true)]
     Render(RenderArgs),
+    /// Show Services as this node sees them: destinations, endpoints, and why some are not used
+    #[command(args_override_self = true, after_help = LIST_EXIT_CODES)]
+    List(ListArgs),
+    /// Compare the kernel's rules, or a saved listing of them, with what the cluster asks for
+    #[command(args_override_self = true, after_help = AUDIT_EXIT_CODES)]
+    Audit(AuditArgs),
+    /// Tell what becomes of a connection, and why
+    #[command(args_override_self = true, after_help = EXPLAIN_EXIT_CODES)]
+    Explain(ExplainArgs),
+    /// Compare two states of a node, as Services and as a script for `nft`
+    #[command(args_override_self = true, after_help = DIFF_EXIT_CODES)]
+    Diff(DiffArgs),
+}
+
+impl Command {
+    /// The configuration, which every command has.
+    pub(crate) fn config(&self) -> &ConfigFlags {
+        match self {
+            Self::Run(args) => &args.config,
+            Self::Check(args) => &args.config,
+            Self::Cleanup(args) => &args.config,
+            Self::Render(args) => &args.config,
+            Self::List(args) => &args.config,
+            Self::Audit(args) => &args.config,
+            Self::Explain(args) => &args.config,
+            Self::Diff(args) => &args.config,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -177,6 +214,16 @@ pub(crate) enum FamilyChoice {
     Ipv4,
     Ipv6,
     Both,
+}
+
+impl FamilyChoice {
+    pub(crate) fn families(self) -> &'static [IpFamily] {
+        match self {
+            Self::Ipv4 => &[IpFamily::V4],
+            Self::Ipv6 => &[IpFamily::V6],
+            Self::Both => &[IpFamily::V4, IpFamily::V6],
+        }
+    }
 }
 
 impl Cli {

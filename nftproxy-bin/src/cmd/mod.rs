@@ -1,18 +1,25 @@
 //! The subcommands, one file each.
 
 pub(crate) mod args;
+pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod cleanup;
+pub(crate) mod diff;
+mod ends;
+pub(crate) mod explain;
 pub(crate) mod init;
+mod inputs;
+pub(crate) mod list;
+mod paint;
 pub(crate) mod render;
 pub(crate) mod run;
 
 use anyhow::Context;
 use nftproxy_core::host;
-use nftproxy_core::model::{Node, NodeInfo};
+use nftproxy_core::model::NodeInfo;
 
 use crate::config::Settings;
-use crate::daemon::node::{self, NodeSettings};
+use crate::daemon::node::NodeSettings;
 pub(crate) use crate::daemon::run_loop::NODE_PATIENCE;
 use args::NodeFlags;
 
@@ -48,9 +55,4 @@ fn node_info(flags: &NodeFlags) -> NodeInfo {
         ips,
         pod_cidrs: Vec::new(),
     }
-}
-
-/// The node as the rules see it, given that its addresses are on its interfaces.
-fn offline_node(settings: &Settings, info: &NodeInfo) -> Node {
-    node::node(&node_settings(settings), info, &info.ips)
 }

@@ -570,15 +570,16 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
             ("BridgeInterface", "bridgeInterface"),
             ("InterfaceNamePrefix", "interfaceNamePrefix"),
         ] {
-            let with = |name| format!("detectLocalMode: {mode}\ndetectLocal: {{{field}: {name}}}");
+            let with =
+                |name| format!("detectLocalMode: {mode}\ndetectLocal: {{{field}: '{name}'}}");
             for name in [
                 "'1234567890123456'",
                 "cni0/1",
-                "'a b'",
-                "'a\"b'",
-                "'pod*'",
+                "a b",
+                "a\"b",
+                "pod*",
                 "a:b",
-                "'..'",
+                "..",
             ] {
                 let errors = check(&with(name)).unwrap_err();
                 let [error] = &*errors else {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as core;
@@ -171,10 +173,31 @@ impl Convert<core::Service> for Services {
     }
 }
 
+/// The node of each endpoint's address: nothing that rules need, and what people want to know.
+pub(crate) type Places = Arc<Mutex<BTreeMap<IpAddr, String>>>;
+
 /// Conversion of EndpointSlices.
 pub(crate) struct Slices {
     /// The node that is local.
     pub(crate) node_name: String,
+    /// Where to note the nodes of endpoints, if anybody wants to know.
+    pub(crate) places: Option<Places>,
+}
+
+impl Slices {
+    fn note_places(&self, object: &EndpointSlice) {
+        let Some(places) = &self.places else { return };
+        let mut places = places.lock().unwrap_or_else(PoisonError::into_inner);
+        for endpoint in object.endpoints.iter().flatten() {
+            let address = endpoint
+                .addresses
+                .first()
+                .and_then(|text| text.parse().ok());
+            if let Some((address, node)) = address.zip(endpoint.node_name.as_ref()) {
+                places.insert(address, node.clone());
+            }
+        }
+    }
 }
 
 impl Convert<EndpointSlice> for Slices {
@@ -196,6 +219,7 @@ impl Convert<EndpointSlice> for Slices {
         object: &EndpointSlice,
         problems: &mut Vec<Problem>,
     ) -> Event {
+        self.note_places(object);
         match k8s::endpoint_slice(object, &self.node_name, problems) {
             Some(slice) => Event::SliceApplied {
                 slice,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::Sender;
 use tracing::{info, warn};
 
 use super::Event;
-use super::convert::{Nodes, Objects, ServiceCidrs, Services, Slices};
+use super::convert::{Nodes, Objects, Places, ServiceCidrs, Services, Slices};
 use super::manifests::{Change, Object, ObjectKey, ObjectKind, Source, Update, Watcher};
 use nftproxy_core::engine;
 use nftproxy_core::model::{ServiceName, SliceName};
@@ -29,11 +29,21 @@ impl Converter {
             services: Objects::new(Services { allow_external_ips }),
             slices: Objects::new(Slices {
                 node_name: node_name.to_owned(),
+                places: None,
             }),
             service_cidrs: Objects::new(ServiceCidrs),
             nodes: Objects::new(Nodes),
             node_name: node_name.to_owned(),
         }
+    }
+
+    /// The same, noting where endpoints are.
+    pub(crate) fn noting(mut self, places: Places) -> Self {
+        self.slices = Objects::new(Slices {
+            node_name: self.node_name.clone(),
+            places: Some(places),
+        });
+        self
     }
 
     /// The event that a change amounts to; `None` for a Node that is not this one, and for objects

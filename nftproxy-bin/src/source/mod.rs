@@ -9,5 +9,6 @@ pub(crate) mod convert;
 mod event;
 pub(crate) mod files;
 pub(crate) mod manifests;
+pub(crate) mod once;
 
 pub(crate) use event::Event;

@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn many_keys_are_the_whole_set() {
         let mut scope = Scope::default();
-        let element = |n: u32| Element::<V4>::cluster_ip(std::net::Ipv4Addr::from(n).into());
+        let element = |n: u32| Element::<V4>::cluster_ip(std::net::Ipv4Addr::from(n));
         let mut key = Vec::new();
         for n in 0..=KEYS_MAX as u32 {
             assert!(!scope.contains(&element(KEYS_MAX as u32 + 1), &mut Vec::new()));

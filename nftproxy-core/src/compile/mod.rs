@@ -37,8 +37,10 @@ pub use flows::{Keep, Leftovers, StaleFlows};
 pub use health_check::{HealthCheck, health_check};
 pub use no_local::{NoLocalEndpoints, no_local_endpoints};
 pub use note::Note;
+pub(crate) use port::destinations;
 pub use query::Liveness;
 pub use skeleton::{Features, pick as pick_rules, skeleton};
+pub(crate) use usable::candidates;
 pub use usable::{Usable, usable};
 
 /// The rulesets of both families, and what could not be put into them.

@@ -136,6 +136,23 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
     routes
 }
 
+/// The destinations of a port, with the field that each comes from, its traffic policy, and whether
+/// only some sources may reach it.
+pub(crate) fn destinations<F: Family>(
+    service: &Service,
+    port: &ServicePort,
+) -> impl Iterator<Item = (Destination<F>, ClaimKind, TrafficPolicy, bool)> {
+    let routes = routes::<F>(service, port).into_iter();
+    routes.map(|route| {
+        (
+            route.destination,
+            route.kind,
+            route.policy,
+            route.restricted,
+        )
+    })
+}
+
 /// The sources that may reach a Service's load-balancer addresses: address and prefix length,
 /// disjoint, in order.
 pub(super) fn sources<F: Family>(service: &Service, node: &Node) -> Vec<(F::Address, u8)> {

@@ -25,9 +25,9 @@ pub struct Usable<F: Family> {
 
 /// One copy of an endpoint.
 #[derive(Clone, Copy)]
-pub(super) struct Candidate<'a, F: Family> {
-    pub(super) at: EndpointAddress<F>,
-    pub(super) endpoint: &'a Endpoint<F>,
+pub(crate) struct Candidate<'a, F: Family> {
+    pub(crate) at: EndpointAddress<F>,
+    pub(crate) endpoint: &'a Endpoint<F>,
 }
 
 impl<F: Family> Candidate<'_, F> {
@@ -146,7 +146,7 @@ pub fn usable<F: Family>(
 }
 
 /// All endpoints of the port, the best copy of each, in order of address and port.
-pub(super) fn candidates<'a, F: Family>(
+pub(crate) fn candidates<'a, F: Family>(
     service: &Service,
     port: &ServicePort,
     slices: &'a [EndpointSlice],

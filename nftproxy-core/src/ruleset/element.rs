@@ -225,6 +225,19 @@ impl<F: Family> Element<F> {
         }
     }
 
+    /// An element of parts that fit, which the caller sees to.
+    pub(crate) fn of_parts(
+        set: SetName,
+        key: Key<F>,
+        data: Data<F>,
+        comment: Option<Comment>,
+    ) -> Self {
+        Self {
+            comment,
+            ..Self::new(set, key, data)
+        }
+    }
+
     /// The set or map it is in.
     pub fn set(&self) -> SetName {
         self.set

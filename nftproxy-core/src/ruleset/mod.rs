@@ -33,6 +33,17 @@ pub struct FamilyRuleset<F: Family> {
     pub elements: BTreeSet<Element<F>>,
 }
 
+impl<F: Family> FamilyRuleset<F> {
+    /// One that does nothing.
+    pub fn empty() -> Self {
+        Self {
+            skeleton: Skeleton::default(),
+            picks: BTreeSet::new(),
+            elements: BTreeSet::new(),
+        }
+    }
+}
+
 /// The chains with fixed names, and the sets and maps beside those of [`name::SetName::ALL`], which
 /// are always there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

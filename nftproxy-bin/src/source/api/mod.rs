@@ -32,7 +32,7 @@ mod status;
 mod tls;
 mod url;
 mod ways;
-mod wire;
+pub(in crate::source) mod wire;
 
 use std::sync::Arc;
 
@@ -52,9 +52,9 @@ use self::reflector::{Reflector, Resource};
 pub use self::wire::Encoding;
 pub(crate) use self::wire::{Object, object_in};
 use super::Event;
-use super::convert::{Nodes, ServiceCidrs, Services, Slices};
+use super::convert::{Nodes, Places, ServiceCidrs, Services, Slices};
 use crate::config::Settings;
-use crate::metrics::ApiMetrics;
+use crate::metrics::{ApiMetrics, Metrics};
 
 /// Starts watching all that the proxy needs, as tasks that run until the receiver is gone. Returns
 /// who writes Events there.
@@ -69,17 +69,51 @@ pub(crate) fn start(
     events: &Sender<Event>,
     metrics: &ApiMetrics,
 ) -> anyhow::Result<Recorder> {
+    let client = client(settings, metrics)?;
+    let host = nix::unistd::gethostname()?;
+    let recorder = Recorder::start(client.clone(), host.to_string_lossy().into_owned());
+    follow(settings, node_name, events, client, &recorder, None);
+    Ok(recorder)
+}
+
+/// The same for somebody who looks and writes nothing. In `places` it is noted where endpoints are.
+///
+/// # Errors
+///
+/// As [`start`].
+pub(crate) fn look(
+    settings: &Settings,
+    node_name: &str,
+    events: &Sender<Event>,
+    places: Places,
+) -> anyhow::Result<()> {
+    let client = client(settings, &Metrics::new(&[], &[]).api)?;
+    let nobody = Recorder::default();
+    follow(settings, node_name, events, client, &nobody, Some(places));
+    Ok(())
+}
+
+fn client(settings: &Settings, metrics: &ApiMetrics) -> anyhow::Result<Arc<Client>> {
     let accept = HeaderValue::try_from(settings.accept.as_str())?;
     let limit = Limit::new(settings.qps, settings.burst);
-    let client = Arc::new(Client::new(
-        Access::new(settings)?,
+    let access = Access::new(settings)?;
+    Ok(Arc::new(Client::new(
+        access,
         accept,
         limit,
         metrics.clone(),
-    ));
+    )))
+}
+
+fn follow(
+    settings: &Settings,
+    node_name: &str,
+    events: &Sender<Event>,
+    client: Arc<Client>,
+    recorder: &Recorder,
+    places: Option<Places>,
+) {
     let recovery = Arc::new(Recovery::new());
-    let host = nix::unistd::gethostname()?;
-    let recorder = Recorder::start(client.clone(), host.to_string_lossy().into_owned());
 
     macro_rules! follow {
         ($object:ty, $convert:expr, $resource:expr) => {
@@ -115,6 +149,7 @@ pub(crate) fn start(
         EndpointSlice,
         Slices {
             node_name: node_name.to_owned(),
+            places,
         },
         Resource {
             kind: "EndpointSlice",
@@ -150,7 +185,6 @@ pub(crate) fn start(
             is_optional: false,
         }
     );
-    Ok(recorder)
 }
 
 #[cfg(test)]

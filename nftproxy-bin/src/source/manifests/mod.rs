@@ -34,6 +34,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::api::wire::Recorded;
 use parse::{Contents, Entry, Fault, Id, Item, parse};
 use walk::{Found, Stamp, walk};
 pub(crate) use watch::{Watcher, watch};
@@ -283,12 +284,32 @@ impl File {
 
 fn contents(bytes: io::Result<Vec<u8>>) -> Result<Contents, (Option<usize>, String)> {
     let bytes = bytes.map_err(|error| (None, format!("cannot be read: {error}")))?;
+    if Recorded::is_recorded(&bytes) {
+        let recorded = Recorded::read(&bytes).map_err(|error| (None, error.to_string()))?;
+        return Ok(Contents::of(recorded_objects(recorded)));
+    }
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let before = &bytes[..error.valid_up_to()];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
         (Some(line), "is not UTF-8 text".to_owned())
     })?;
     parse(text).map_err(|Fault { line, message }| (Some(line), message))
+}
+
+fn recorded_objects(recorded: Recorded) -> Vec<Object> {
+    fn boxed<K>(objects: Vec<K>, of: fn(Box<K>) -> Object) -> Vec<Object> {
+        objects
+            .into_iter()
+            .map(|object| of(Box::new(object)))
+            .collect()
+    }
+    match recorded {
+        Recorded::Services(objects) => boxed(objects, Object::Service),
+        Recorded::Slices(objects) => boxed(objects, Object::EndpointSlice),
+        Recorded::Nodes(objects) => boxed(objects, Object::Node),
+        Recorded::ServiceCidrs(objects) => boxed(objects, Object::ServiceCidr),
+        Recorded::Others => Vec::new(),
+    }
 }
 
 fn digest(bytes: &[u8]) -> u64 {

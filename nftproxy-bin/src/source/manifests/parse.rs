@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::mirror::mirror;
-use super::{Object, defaults};
+use super::{Object, ObjectKind, defaults};
 
 const DEFAULT_NAMESPACE: &str = "default";
 
@@ -27,6 +27,34 @@ pub(super) struct Contents {
     pub(super) entries: Vec<Entry>,
     /// Objects of kinds that a service proxy has no use for.
     pub(super) n_ignored: usize,
+}
+
+impl Contents {
+    /// Objects that a server has sent, so that nothing is to be filled in.
+    pub(super) fn of(objects: Vec<Object>) -> Self {
+        let entry = |object: Object| {
+            let kind = match object.key().kind {
+                ObjectKind::Service => Kind::Service,
+                ObjectKind::EndpointSlice => Kind::EndpointSlice,
+                ObjectKind::Node => Kind::Node,
+                ObjectKind::ServiceCidr => Kind::ServiceCidr,
+            };
+            let meta = object.metadata();
+            let id = kind.id(
+                meta.namespace.as_deref(),
+                meta.name.as_deref().unwrap_or_default(),
+            );
+            Entry {
+                line: 1,
+                id,
+                item: Item::Object(Arc::new(object)),
+            }
+        };
+        Self {
+            entries: objects.into_iter().map(entry).collect(),
+            n_ignored: 0,
+        }
+    }
 }
 
 /// One object of a file.

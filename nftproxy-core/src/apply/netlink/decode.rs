@@ -3,13 +3,13 @@
 //! What is not ours, or not as we would write it, is never an error: it ends up in
 //! [`Observed::foreign`], or as [`Expr::Foreign`] in a rule, which then differs from any of ours.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::attribute::{attributes, be32, find, string};
 use super::constants::*;
 use super::encode::{data_type, fields_type, reject_code, set_flags};
 use super::{nfproto, userdata};
-use crate::diff::Observed;
+use crate::diff::{Observed, Parts};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::element::{Data, Element, Key, RawData};
 use crate::ruleset::expr::{
@@ -17,15 +17,12 @@ use crate::ruleset::expr::{
 };
 use crate::ruleset::name::{ChainName, SetName, SlotMap};
 use crate::ruleset::schema::schema;
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
+use crate::ruleset::{Rule, Table};
 
 /// Collects what the dumps of one table say.
 pub(super) struct Decoder<'a, F: Family> {
     table: &'a Table,
-    chains: BTreeMap<ChainName, Vec<Rule>>,
-    sets: BTreeSet<SetName>,
-    elements: Vec<Element<F>>,
-    foreign: Vec<String>,
+    parts: Parts<F>,
 }
 
 impl<'a, F: Family> Decoder<'a, F> {
@@ -33,10 +30,7 @@ impl<'a, F: Family> Decoder<'a, F> {
     pub(super) fn new(table: &'a Table) -> Self {
         Self {
             table,
-            chains: BTreeMap::new(),
-            sets: BTreeSet::new(),
-            elements: Vec::new(),
-            foreign: Vec::new(),
+            parts: Parts::default(),
         }
     }
 
@@ -46,7 +40,7 @@ impl<'a, F: Family> Decoder<'a, F> {
 
     /// Notes that something about the table is not ours.
     pub(super) fn foreign(&mut self, what: String) {
-        self.foreign.push(what);
+        self.parts.foreign.push(what);
     }
 
     /// Takes a message of a chain dump.
@@ -76,7 +70,7 @@ impl<'a, F: Family> Decoder<'a, F> {
         if place != wanted || !is_accepting_nat {
             self.foreign(format!("chain {name} at another hook"));
         }
-        self.chains.entry(chain).or_default();
+        self.parts.chains.entry(chain).or_default();
     }
 
     /// Takes a message of a rule dump; chains come first.
@@ -87,7 +81,7 @@ impl<'a, F: Family> Decoder<'a, F> {
         let chain = find(message, NFTA_RULE_CHAIN)
             .and_then(string)
             .and_then(ChainName::parse);
-        let Some(rules) = chain.and_then(|chain| self.chains.get_mut(&chain)) else {
+        let Some(rules) = chain.and_then(|chain| self.parts.chains.get_mut(&chain)) else {
             return;
         };
         let list = find(message, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
@@ -126,7 +120,7 @@ impl<'a, F: Family> Decoder<'a, F> {
             self.foreign(format!("set {name} of another type"));
             return None;
         }
-        self.sets.insert(set);
+        self.parts.sets.insert(set);
         Some(set)
     }
 
@@ -135,7 +129,7 @@ impl<'a, F: Family> Decoder<'a, F> {
         let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
         for (_, element) in attributes(list) {
             match decode_element(set, element) {
-                Some(element) => self.elements.push(element),
+                Some(element) => self.parts.elements.push(element),
                 None => self.foreign(format!("element of {set}")),
             }
         }
@@ -143,14 +137,14 @@ impl<'a, F: Family> Decoder<'a, F> {
 
     /// Takes over elements that were collected apart.
     pub(super) fn append(&mut self, mut other: Decoder<'_, F>) {
-        self.elements.append(&mut other.elements);
-        self.foreign.append(&mut other.foreign);
+        self.parts.elements.append(&mut other.parts.elements);
+        self.parts.foreign.append(&mut other.parts.foreign);
     }
 
     /// The keys of the slots that the verdicts so far lead to, of the maps that hold them.
     pub(super) fn slots(&self) -> BTreeMap<SlotMap, Vec<Key<F>>> {
         let mut slots = BTreeMap::<_, Vec<_>>::new();
-        for element in &self.elements {
+        for element in &self.parts.elements {
             if let (Key::Destination(destination), Data::Verdict(Verdict::Goto(chain))) =
                 (element.key(), element.data())
                 && let ChainName::Pick(pick) = chain
@@ -163,40 +157,8 @@ impl<'a, F: Family> Decoder<'a, F> {
     }
 
     /// What all of it amounts to.
-    pub(super) fn finish(mut self) -> Observed<F> {
-        for set in SetName::ALL {
-            if !self.sets.contains(&set) {
-                self.foreign.push(format!("set {set} is missing"));
-            }
-        }
-        let mut picks = BTreeSet::new();
-        let mut fixed = BTreeMap::new();
-        for (chain, rules) in self.chains {
-            match chain {
-                ChainName::Pick(pick) if rules == crate::compile::pick_rules::<F>(pick) => {
-                    picks.insert(pick);
-                }
-                chain => {
-                    fixed.insert(chain, rules);
-                }
-            }
-        }
-        let ruleset = FamilyRuleset {
-            skeleton: Skeleton {
-                sets: self
-                    .sets
-                    .into_iter()
-                    .filter(|set| SetName::OPTIONAL.contains(set))
-                    .collect(),
-                chains: fixed,
-            },
-            picks,
-            elements: self.elements.into_iter().collect(),
-        };
-        Observed {
-            ruleset,
-            foreign: self.foreign,
-        }
+    pub(super) fn finish(self) -> Observed<F> {
+        self.parts.finish()
     }
 }
 

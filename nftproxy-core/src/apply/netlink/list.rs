@@ -181,8 +181,8 @@ impl Netlink {
         decoder: &mut Decoder<'_, F>,
     ) -> Result<(), ApplyError> {
         for key in keys {
-            let write = |key: &Box<[u8]>, out: &mut Vec<u8>| out.extend_from_slice(key);
-            self.get_at_once(set, std::slice::from_ref(key), write, decoder)?;
+            let write = |key: &&[u8], out: &mut Vec<u8>| out.extend_from_slice(key);
+            self.get_at_once(set, &[&**key], write, decoder)?;
         }
         Ok(())
     }

@@ -27,7 +27,6 @@ use self::constants::*;
 pub use self::encode::Batch;
 use self::monitor::Subscription;
 pub use self::monitor::{Monitor, Reader};
-pub use self::neighbours::{BaseChain, Neighbour};
 pub use self::part::Part;
 pub use self::probe::Lack;
 use self::socket::{Connection, read_refusal, refused};

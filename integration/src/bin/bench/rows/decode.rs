@@ -34,12 +34,14 @@ fn rows(scale: Scale, n_services: u32) -> Result<Vec<Row>> {
     let services = copies(&services, n_copies, Resource::Services);
     let slices = copies(&slices, n_copies, Resource::EndpointSlices);
 
+    let (of_services, of_slices) = (frames(JSON, &services)?, frames(JSON, &slices)?);
     let before = Memory::read()?.now;
     let mut state = State::default();
-    decode_services(JSON, &frames(JSON, &services)?, &mut state)?;
+    decode_services(JSON, &of_services, &mut state)?;
     let with_services = Memory::read()?.now;
-    decode_slices(JSON, &frames(JSON, &slices)?, &mut state)?;
+    decode_slices(JSON, &of_slices, &mut state)?;
     let with_slices = Memory::read()?.now;
+    drop((of_services, of_slices));
     let n_endpoints = count_endpoints(&state);
     let n_services = state.services().count();
 

@@ -1,6 +1,7 @@
 //! What is measured: each module contributes jobs.
 
 mod affinity;
+mod audit;
 mod burst;
 mod change;
 mod cold;
@@ -58,6 +59,7 @@ pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
         affinity::jobs,
         conntrack::jobs,
         decode::jobs,
+        audit::jobs,
         data_path::jobs,
         daemon::jobs,
     ]

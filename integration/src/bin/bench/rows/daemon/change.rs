@@ -28,6 +28,10 @@ pub(super) fn rows(scale: Scale) -> Result<Vec<Row>> {
     let times = scale.effort().repeat(|n| {
         let slice = changed_slice(size, n)?;
         let n_before = syncs(&daemon).len();
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "lines of the log have such times"
+        )]
         let sent = Timestamp::now();
         bed.server.upsert(slice)?;
         let line = next_sync(&daemon, n_before)?;

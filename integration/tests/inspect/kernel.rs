@@ -1,0 +1,217 @@
+//! The kernel of a node on which the real program runs, healthy and damaged.
+
+use std::fs;
+
+use integration::daemon::{Daemon, Output, run};
+use integration::netns::{Namespace, in_sandbox};
+use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::listing::{self, Listing};
+use nftproxy_core::model::{V4, V6};
+use nftproxy_core::ruleset::Table;
+use serde_json::Value;
+
+use super::{recorded_cluster, schema};
+
+struct Node {
+    host: Namespace,
+    cluster: Vec<String>,
+}
+
+impl Node {
+    /// A node whose program has brought the recorded cluster's rules into the kernel, and stopped.
+    fn new() -> Self {
+        let host = Namespace::new("node").unwrap();
+        host.exec(&["ip", "addr", "add", "172.18.0.2/32", "dev", "lo"])
+            .unwrap();
+        host.exec(&["ip", "-6", "addr", "add", "fd00:172:18::2/128", "dev", "lo"])
+            .unwrap();
+        let cluster = recorded_cluster();
+        let arguments: Vec<_> = ["run"]
+            .into_iter()
+            .chain(cluster.iter().map(String::as_str))
+            .collect();
+        let mut daemon = Daemon::start(&host, &arguments).unwrap();
+        for family in ["IPv4", "IPv6"] {
+            daemon
+                .wait_for_log(&format!("synced family={family}"))
+                .unwrap();
+        }
+        daemon.stop().unwrap();
+        Self { host, cluster }
+    }
+
+    fn run(&self, command: &str, more: &[&str]) -> Output {
+        let mut arguments = vec![command];
+        arguments.extend(more);
+        arguments.extend(self.cluster.iter().map(String::as_str));
+        run(&self.host, &arguments).unwrap()
+    }
+
+    fn audit(&self) -> (Option<i32>, Vec<String>) {
+        let Output { code, out, err } = self.run("audit", &["-o", "json"]);
+        let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+        schema::check("audit", &document);
+        let findings = document["findings"].as_array().unwrap().iter();
+        let text =
+            |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+        let lines = findings.map(|finding| {
+            let [severity, kind, service, object, message] =
+                ["severity", "kind", "servicePort", "object", "message"]
+                    .map(|key| text(finding, key));
+            format!("{severity} {kind} {service} {object}: {message}")
+        });
+        (code, lines.collect())
+    }
+
+    fn nft(&self, script: &str) {
+        self.host
+            .exec_with_input(&["nft", "-f", "-"], script)
+            .unwrap();
+    }
+}
+
+/// What the kernel says over netlink and what nft(8) prints of it come to the same.
+#[test]
+fn text_and_json_hold_what_the_kernel_holds() {
+    in_sandbox(|| {
+        let node = Node::new();
+        let (v4, v6) = node.host.run(|| {
+            let mut netlink = Netlink::open().unwrap();
+            (
+                Kernel::<V4>::list(&mut netlink).unwrap(),
+                Kernel::<V6>::list(&mut netlink).unwrap(),
+            )
+        });
+        assert!(
+            v4.as_ref()
+                .is_some_and(|table| table.ruleset.elements.len() > 100)
+        );
+        for flags in [
+            &[][..],
+            &["-n"],
+            &["-a"],
+            &["-s"],
+            &["-S"],
+            &["-y"],
+            &["-p"],
+            &["-j"],
+            &["-j", "-n"],
+        ] {
+            let command = [&["nft"], flags, &["list", "ruleset"]].concat();
+            let text = node.host.exec(&command).unwrap();
+            let listing = listing::read(&text, &Table::default());
+            let expected = Listing {
+                v4: v4.clone(),
+                v6: v6.clone(),
+                ..Listing::default()
+            };
+            assert_eq!(listing, expected, "{flags:?}");
+        }
+    });
+}
+
+#[test]
+fn a_healthy_node_is_clean_and_damage_is_found() {
+    in_sandbox(|| {
+        let node = Node::new();
+        assert_eq!(node.audit(), (Some(0), Vec::new()));
+        for (script, wanted) in [
+            (
+                "delete element ip nftproxy services { 10.96.185.9 . tcp . 6379 }",
+                "error missing data/redis:redis map services: it lacks { 10.96.185.9 . tcp . 6379",
+            ),
+            (
+                "add element ip nftproxy hairpin { 10.9.9.9 . 10.9.9.9 }",
+                "error extra  set hairpin: { 10.9.9.9 . 10.9.9.9 } should not be there",
+            ),
+            (
+                "insert rule ip nftproxy services ip saddr 10.1.1.1 drop",
+                "error extra  chain services: rule 1 is none that should be there: ip saddr 10.1.1.1/32 drop",
+            ),
+            (
+                "insert rule ip6 nftproxy guard counter",
+                "error foreign  chain guard: rule 1 is none that should be there: counter",
+            ),
+            (
+                "add chain ip nftproxy mine",
+                "error foreign  table ip nftproxy: chain mine",
+            ),
+            (
+                "flush chain ip6 nftproxy refuse",
+                "error missing  chain refuse: it lacks the rule: reject",
+            ),
+            (
+                "add table inet early { chain a { type filter hook prerouting priority -150; ip daddr 10.96.0.1 drop; }; }",
+                "warning preempted  table inet early: chain a (priority -150) drops packets before our chains",
+            ),
+            (
+                "add table ip nat { chain OUTPUT { type nat hook output priority -100; jump b; }; chain b { dnat to 10.0.0.1; }; }",
+                "warning preempted  table ip nat: chain OUTPUT (priority -100) translates destinations at the same priority as we do",
+            ),
+            (
+                "add table ip kube-proxy",
+                "warning kube-proxy  table ip kube-proxy: it has kube-proxy's rules",
+            ),
+            (
+                "delete table ip6 nftproxy",
+                "error missing  table ip6 nftproxy: it does not exist",
+            ),
+        ] {
+            node.nft(script);
+            let (code, lines) = node.audit();
+            assert_eq!(code, Some(1), "{script}");
+            assert!(
+                lines.iter().any(|line| line.starts_with(wanted)),
+                "{script}: {wanted} is missing from {lines:#?}"
+            );
+        }
+    });
+}
+
+/// Looking changes nothing.
+#[test]
+fn the_kernel_is_left_as_it_was() {
+    in_sandbox(|| {
+        let node = Node::new();
+        let list = || node.host.exec(&["nft", "-a", "list", "ruleset"]).unwrap();
+        let before = list();
+        for (command, more) in [
+            ("audit", &[][..]),
+            ("list", &["--from", "kernel"]),
+            ("explain", &["10.244.1.77", "data/redis"]),
+            (
+                "explain",
+                &["--by", "kernel", "10.244.1.77", "10.96.185.9:6379"],
+            ),
+        ] {
+            let Output { code, out, err } = node.run(command, more);
+            assert_eq!(code, Some(0), "{command}: {out}{err}");
+        }
+        assert_eq!(list(), before);
+    });
+}
+
+/// A node without anything of ours.
+#[test]
+fn a_bare_kernel_has_no_table() {
+    in_sandbox(|| {
+        let host = Namespace::new("bare").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cluster.yaml");
+        fs::copy(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/example.yaml"),
+            &file,
+        )
+        .unwrap();
+        let arguments = ["audit", "--manifests", file.to_str().unwrap()];
+        let Output { code, out, .. } = run(&host, &arguments).unwrap();
+        assert_eq!(code, Some(1), "{out}");
+        assert!(
+            out.contains(
+                "table ip nftproxy: it does not exist; no Service of this family is served"
+            ),
+            "{out}"
+        );
+    });
+}

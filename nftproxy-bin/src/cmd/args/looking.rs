@@ -1,0 +1,228 @@
+//! The command lines of what looks at rules: `list`, `audit`, `explain` and `diff`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{FamilyChoice, NodeFlags, OutputFormat};
+use crate::config::ConfigFlags;
+
+pub(super) const AUDIT_EXIT_CODES: &str = "\
+Exit code: 0 if nothing is wrong (notes are no more than that), 1 if something is, 2 if it cannot be \
+told, because something could not be read.
+
+With --manifests and --ruleset it needs no privileges, no cluster and no kernel:
+  kubectl get services,endpointslices,nodes,servicecidrs -A -o json > cluster.json
+  nft list ruleset > node.nft      (as root, on the node; nft -j list ruleset works too)
+  nftproxy audit --manifests cluster.json --ruleset node.nft --hostname-override NODE";
+
+pub(super) const LIST_EXIT_CODES: &str = "\
+Exit code: 0 if some Service is shown, 1 if none is, 2 if it cannot be told.";
+
+pub(super) const EXPLAIN_EXIT_CODES: &str = "\
+FROM and TO are an address, a Service as namespace/name or name, `node` for this node, or, as FROM \
+only, `outside` for a client outside of the cluster. TO goes on with :PORT/PROTOCOL, as in \
+10.96.0.10:53/udp, [fd00::10]:53/udp or shop/api:80/tcp; the protocol is TCP if it is left out, and \
+of a Service with one port the port may be left out too.
+
+Exit code: 0 if the connection is led to an endpoint or left alone, 1 if it is refused or dropped, or \
+if kernel and cluster differ, 2 if it cannot be told.";
+
+pub(super) const DIFF_EXIT_CODES: &str = "\
+FROM and TO are `kernel` for this kernel, `cluster` for what the API server asks for, or a file: a \
+listing of `nft list ruleset` or `nft -j list ruleset`, or manifests.
+
+Exit code: 0 if nothing differs, 1 if something does, 2 if it cannot be told. Which slot an endpoint \
+has does not count.";
+
+/// Where desired state comes from. Without files it is the API server, as for `run`.
+#[derive(Debug, Args)]
+pub(crate) struct DesiredFlags {
+    /// Take Services, EndpointSlices, Nodes and ServiceCIDRs from this file or directory instead of
+    /// a cluster: manifests, `kubectl get -o json`, or recorded lists in JSON or protobuf; may be
+    /// repeated
+    #[arg(
+        long,
+        value_name = "PATH",
+        action = clap::ArgAction::Append,
+        help_heading = "Manifests"
+    )]
+    pub(crate) manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Where observed state comes from.
+#[derive(Debug, Args)]
+pub(crate) struct ObservedFlags {
+    /// Take what `nft list ruleset` or `nft -j list ruleset` printed from this file instead of this
+    /// kernel; `-` is standard input
+    #[arg(long, value_name = "FILE", help_heading = "Kernel state")]
+    pub(crate) ruleset: Option<PathBuf>,
+}
+
+/// How results are printed.
+#[derive(Debug, Args)]
+pub(crate) struct OutputFlags {
+    /// How to print
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = OutputFormat::Text,
+        help_heading = "Output"
+    )]
+    pub(crate) output: OutputFormat,
+    /// The IP family that is looked at
+    #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
+    pub(crate) family: FamilyChoice,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    #[command(flatten)]
+    pub(crate) desired: DesiredFlags,
+    #[command(flatten)]
+    pub(crate) observed: ObservedFlags,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags,
+    /// Print no more findings than so many as text; 0 prints all
+    #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Output")]
+    pub(crate) limit: usize,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Show Services as desired, or as they are in the kernel or a saved listing
+    #[arg(long, value_enum, default_value_t = Origin::Desired, help_heading = "Kernel state")]
+    pub(crate) from: Origin,
+    #[command(flatten)]
+    pub(crate) desired: DesiredFlags,
+    #[command(flatten)]
+    pub(crate) observed: ObservedFlags,
+    /// Show Services of this namespace
+    #[arg(short, long, value_name = "NAME", help_heading = "Filters")]
+    pub(crate) namespace: Option<String>,
+    /// Show the Service of this name, as name or namespace/name, with or without :port
+    #[arg(value_name = "SERVICE")]
+    pub(crate) name: Option<String>,
+    /// Show Services that have this address, or an endpoint at it
+    #[arg(long, value_name = "IP", help_heading = "Filters")]
+    pub(crate) address: Option<IpAddr>,
+    /// Show Services that have this port or nodePort
+    #[arg(long, value_name = "PORT", help_heading = "Filters")]
+    pub(crate) port: Option<u16>,
+    /// Show endpoints, with the reason for those that are not used, and notes
+    #[arg(short, long, help_heading = "Output")]
+    pub(crate) wide: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+/// Where what is listed comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Origin {
+    Desired,
+    Kernel,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Who connects
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// Where to, with port and protocol
+    #[arg(value_name = "TO:PORT/PROTO")]
+    pub(crate) to: String,
+    /// The interface by which the connection comes in [default: any, unless FROM is this node]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) iif: Option<String>,
+    /// Which rules to follow: those of the kernel or listing, those desired, or both
+    #[arg(long, value_enum, default_value_t = Basis::Both, help_heading = "Kernel state")]
+    pub(crate) by: Basis,
+    #[command(flatten)]
+    pub(crate) desired: DesiredFlags,
+    #[command(flatten)]
+    pub(crate) observed: ObservedFlags,
+    /// How to print
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = ExplainFormat::Text,
+        help_heading = "Output"
+    )]
+    pub(crate) output: ExplainFormat,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+/// Whose rules a connection is followed through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Basis {
+    Kernel,
+    Desired,
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExplainFormat {
+    Text,
+    Json,
+    /// A graph for Graphviz
+    Dot,
+    /// A picture
+    Svg,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// What there is
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// What is to be there
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Address of this node, primary first; may be repeated [default: what its Node object says]
+    #[arg(
+        long = "node-ip",
+        value_name = "IP",
+        action = clap::ArgAction::Append,
+        help_heading = "Manifests"
+    )]
+    pub(crate) ips: Vec<IpAddr>,
+    /// Topology zone of this node
+    #[arg(long = "node-zone", value_name = "ZONE", help_heading = "Manifests")]
+    pub(crate) zone: Option<String>,
+    /// How to print
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = DiffFormat::Text,
+        help_heading = "Output"
+    )]
+    pub(crate) output: DiffFormat,
+    /// The IP family that is looked at
+    #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
+    pub(crate) family: FamilyChoice,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DiffFormat {
+    /// Services, and the script
+    Text,
+    Json,
+    /// The script alone
+    Nft,
+}

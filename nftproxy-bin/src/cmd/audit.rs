@@ -1,0 +1,223 @@
+//! `nftproxy audit`: the kernel's rules against what the cluster asks for.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use nftproxy_core::inspect::{Finding, Report, Severity, audit};
+use nftproxy_core::ruleset::Table;
+use serde::Serialize;
+
+use super::args::{AuditArgs, OutputFormat};
+use super::inputs::{self, Progress};
+use super::paint::{self, Columns, Paint};
+use crate::config::Settings;
+
+/// The version of the JSON document. It changes when what is there changes its meaning.
+const DOCUMENT_VERSION: u32 = 1;
+
+/// How an audit ends, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Clean,
+    Findings,
+    Unknown,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    version: u32,
+    outcome: Outcome,
+    scope: DocumentScope,
+    findings: Vec<DocumentFinding<'a>>,
+    unread: Vec<DocumentUnread<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DocumentScope {
+    services: usize,
+    desired_elements: usize,
+    observed_elements: usize,
+    chains: usize,
+    other_tables: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DocumentFinding<'a> {
+    severity: &'static str,
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    family: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_port: Option<&'a str>,
+    object: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    effect: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct DocumentUnread<'a> {
+    line: usize,
+    why: &'a str,
+}
+
+/// Compares, prints, and says by the exit code what came of it.
+pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let families = args.output.family.families();
+    let progress = Progress::new();
+    progress.tell("reading what is desired");
+    let cluster = inputs::cluster(
+        &args.desired,
+        settings,
+        inputs::is_this_kernel(&args.observed),
+    )?;
+    progress.tell("reading the rules");
+    let listing = inputs::listing(&args.observed, families)?;
+    let report = audit(
+        cluster.desired(),
+        &listing,
+        &Table::default(),
+        families,
+        |what| {
+            progress.tell(what);
+        },
+    );
+    drop(progress);
+    let outcome = outcome(&report);
+    paint::print(&match args.output.output {
+        OutputFormat::Text => text(&report, args.limit, Paint::of_stdout()),
+        OutputFormat::Json => paint::json(&document(&report, outcome))?,
+    })?;
+    Ok(ExitCode::from(match outcome {
+        Outcome::Clean => 0,
+        Outcome::Findings => 1,
+        Outcome::Unknown => 2,
+    }))
+}
+
+fn outcome(report: &Report) -> Outcome {
+    if !report.unread.is_empty() {
+        return Outcome::Unknown;
+    }
+    match report.worst() {
+        None | Some(Severity::Note) => Outcome::Clean,
+        Some(Severity::Warning | Severity::Error) => Outcome::Findings,
+    }
+}
+
+fn document(report: &Report, outcome: Outcome) -> Document<'_> {
+    let Report {
+        findings,
+        unread,
+        scope,
+    } = report;
+    Document {
+        version: DOCUMENT_VERSION,
+        outcome,
+        scope: DocumentScope {
+            services: scope.services,
+            desired_elements: scope.desired_elements,
+            observed_elements: scope.observed_elements,
+            chains: scope.chains,
+            other_tables: scope.neighbours,
+        },
+        findings: findings.iter().map(document_finding).collect(),
+        unread: unread
+            .iter()
+            .map(|unread| DocumentUnread {
+                line: unread.line,
+                why: &unread.why,
+            })
+            .collect(),
+    }
+}
+
+fn document_finding(finding: &Finding) -> DocumentFinding<'_> {
+    let Finding {
+        severity,
+        kind,
+        family,
+        service_port,
+        object,
+        message,
+        effect,
+    } = finding;
+    DocumentFinding {
+        severity: severity.as_str(),
+        kind: kind.as_str(),
+        family: family.map(|family| family.kubernetes_name()),
+        service_port: service_port.as_deref(),
+        object,
+        message,
+        effect,
+    }
+}
+
+fn text(report: &Report, limit: usize, paint: Paint) -> String {
+    let mut columns = Columns::new(&["SEVERITY", "KIND", "FAMILY", "WHAT"]);
+    let shown = match limit {
+        0 => report.findings.len(),
+        limit => limit.min(report.findings.len()),
+    };
+    let findings = &report.findings[..shown];
+    for finding in findings {
+        columns.push([
+            finding.severity.to_string(),
+            finding.kind.to_string(),
+            finding
+                .family
+                .map(|family| family.to_string())
+                .unwrap_or_default(),
+            finding.to_string(),
+        ]);
+    }
+    let mut text = String::new();
+    if !findings.is_empty() {
+        let style = |row: usize, column: usize, text: &str| match (row, column) {
+            (0, _) => paint.strong(text),
+            (row, 0) => paint.severity(findings[row - 1].severity, text),
+            _ => text.to_owned(),
+        };
+        for line in columns.lines(style) {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    let hidden = report.findings.len() - shown;
+    if hidden > 0 {
+        let _ = writeln!(text, "… and {hidden} more; --limit 0 prints all");
+    }
+    for unread in &report.unread {
+        let _ = writeln!(text, "{}: {unread}", paint.bad("could not be read"));
+    }
+    let count = |severity| {
+        report
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    let (errors, warnings, notes) = (
+        count(Severity::Error),
+        count(Severity::Warning),
+        count(Severity::Note),
+    );
+    let scope = &report.scope;
+    let verdict = match outcome(report) {
+        Outcome::Clean => paint.good("clean"),
+        Outcome::Findings => paint.bad("not as it should be"),
+        Outcome::Unknown => paint.bad("cannot be told"),
+    };
+    let _ = writeln!(
+        text,
+        "{verdict}: {errors} errors, {warnings} warnings, {notes} notes; {} Services, {} elements of {}, {} chains, {} other tables",
+        scope.services,
+        scope.observed_elements,
+        scope.desired_elements,
+        scope.chains,
+        scope.neighbours,
+    );
+    text
+}

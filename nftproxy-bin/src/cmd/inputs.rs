@@ -1,0 +1,184 @@
+//! What commands that look at things look at: what is desired, and what is in the kernel.
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Read, Write};
+use std::net::IpAddr;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use nftproxy_core::apply::Kernel;
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::host;
+use nftproxy_core::inspect::{Desired, is_kube_proxys};
+use nftproxy_core::listing::{self, Listing};
+use nftproxy_core::model::{IpFamily, Node, State};
+use nftproxy_core::ruleset::Table;
+use tracing::warn;
+
+use super::args::{DesiredFlags, NodeFlags, ObservedFlags};
+use crate::config::Settings;
+use crate::source::once::{self, Snapshot};
+
+/// What the cluster asks for, and what this node is.
+pub(crate) struct Cluster {
+    pub(crate) state: State,
+    pub(crate) node: Node,
+    /// The node of each endpoint's address, where it is known.
+    pub(crate) places: BTreeMap<IpAddr, String>,
+    /// This node's addresses, as far as they are known.
+    pub(crate) local: Vec<IpAddr>,
+}
+
+impl Cluster {
+    pub(crate) fn desired(&self) -> Desired<'_> {
+        Desired {
+            state: &self.state,
+            node: &self.node,
+        }
+    }
+}
+
+/// Asks for what is desired. On this node's own kernel the addresses of its interfaces count, as in
+/// the proxy; elsewhere those that are said of the node.
+///
+/// # Errors
+///
+/// Fails if any of it cannot be had: what is missing would be taken for something that nobody
+/// wants.
+pub(crate) fn cluster(
+    flags: &DesiredFlags,
+    settings: &Settings,
+    is_this_kernel: bool,
+) -> anyhow::Result<Cluster> {
+    let node_name = super::node_name(settings)?;
+    let snapshot = if flags.manifests.is_empty() {
+        once::from_server(settings, &node_name)?
+    } else {
+        once::from_files(&flags.manifests, settings, &node_name)?
+    };
+    for problem in &snapshot.problems {
+        warn!("{problem}");
+    }
+    if !snapshot.problems.is_empty() {
+        bail!(
+            "{} of the manifests could not be read",
+            snapshot.problems.len()
+        );
+    }
+    let interfaces = is_this_kernel.then(host::addresses).transpose();
+    let interfaces = interfaces.context("asking for this host's addresses")?;
+    Ok(complete(snapshot, &flags.node, settings, interfaces))
+}
+
+/// Adds what is known of the node. What the command line says counts more than a manifest.
+pub(crate) fn complete(
+    snapshot: Snapshot,
+    flags: &NodeFlags,
+    settings: &Settings,
+    interfaces: Option<Vec<IpAddr>>,
+) -> Cluster {
+    let mut info = super::node_info(flags);
+    if let Some(node) = snapshot.node {
+        let zone = info.zone.take();
+        if !flags.ips.is_empty() || node.ips.is_empty() {
+            info = nftproxy_core::model::NodeInfo {
+                ips: info.ips,
+                ..node
+            };
+        } else {
+            info = node;
+        }
+        info.zone = zone.or(info.zone);
+    }
+    let local = interfaces.unwrap_or_else(|| info.ips.clone());
+    Cluster {
+        state: snapshot.state,
+        node: crate::daemon::node::node(&super::node_settings(settings), &info, &local),
+        places: snapshot.places,
+        local,
+    }
+}
+
+/// Whether what is observed is this kernel.
+pub(crate) fn is_this_kernel(flags: &ObservedFlags) -> bool {
+    flags.ruleset.is_none()
+}
+
+/// Asks for what is in the kernel, or was when a listing was saved.
+///
+/// # Errors
+///
+/// Fails if the kernel cannot be asked, or the file cannot be read.
+pub(crate) fn listing(flags: &ObservedFlags, families: &[IpFamily]) -> anyhow::Result<Listing> {
+    let table = Table::default();
+    match &flags.ruleset {
+        Some(path) => Ok(listing::read(&text(path)?, &table)),
+        None => kernel(families),
+    }
+}
+
+fn text(path: &Path) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    if path == Path::new("-") {
+        std::io::stdin()
+            .read_to_end(&mut bytes)
+            .context("reading the listing from standard input")?;
+    } else {
+        bytes = std::fs::read(path)
+            .with_context(|| format!("reading the listing {}", path.display()))?;
+    }
+    // Comments of others may hold anything; what is ours is ASCII.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
+    let mut netlink = Netlink::open().context("opening the kernel's nf_tables")?;
+    let ours = Table::default();
+    let mut listing = Listing::default();
+    if families.contains(&IpFamily::V4) {
+        listing.v4 = netlink.list().context("listing table ip nftproxy")?;
+    }
+    if families.contains(&IpFamily::V6) {
+        listing.v6 = netlink.list().context("listing table ip6 nftproxy")?;
+    }
+    // Those of kube-proxy say enough by their names.
+    let neighbours = netlink
+        .neighbours_and_rules(|neighbour| {
+            neighbour.table != ours.name() && !is_kube_proxys(neighbour)
+        })
+        .context("listing others' tables")?;
+    let is_ours = |family, table: &str| matches!(family, "ip" | "ip6") && table == ours.name();
+    listing.neighbours = neighbours;
+    listing
+        .neighbours
+        .retain(|neighbour| !is_ours(neighbour.family, &neighbour.table));
+    Ok(listing)
+}
+
+/// Says on a terminal what is being done, and wipes it out when it is done.
+pub(crate) struct Progress {
+    is_terminal: bool,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            is_terminal: std::io::stderr().is_terminal(),
+        }
+    }
+
+    pub(crate) fn tell(&self, what: &str) {
+        if self.is_terminal {
+            // Nothing is lost if nobody can read it.
+            let _ = write!(std::io::stderr(), "\r\x1b[K{what} …");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.is_terminal {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}

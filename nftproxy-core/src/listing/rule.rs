@@ -1,0 +1,623 @@
+//! A rule's words to its statements, as far as we could have written them.
+//!
+//! Each version of nft(8) lists the same kernel expressions in its own words; what they come down
+//! to is the same. A rule with a statement that we do not write is none of ours.
+
+use super::ours::{prefix, protocol, verdict};
+use super::token::Token;
+use crate::model::{Family, InterfaceName, Protocol};
+use crate::ruleset::Rule;
+use crate::ruleset::expr::{Match, Reject, Statement};
+use crate::ruleset::name::{SetName, SlotMap};
+use crate::ruleset::schema::{Field, schema};
+
+/// Reads a rule; `None` if it is none of ours.
+pub(super) fn read<F: Family>(words: &[Token<'_>]) -> Option<Rule> {
+    let mut reader = Reader { rest: words };
+    let mut statements: Vec<Statement<F>> = Vec::new();
+    while !reader.rest.is_empty() {
+        let protocol = match statements.last() {
+            Some(Statement::L4Proto(protocol)) => Some(*protocol),
+            _ => None,
+        };
+        let read = reader.statement::<F>(protocol)?;
+        if read.takes_protocol {
+            statements.pop();
+        }
+        statements.extend(read.statements);
+    }
+    (!statements.is_empty()).then(|| Rule::new(statements))
+}
+
+/// What a key is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Of(Field),
+    OriginalDaddr,
+    OriginalDport,
+    /// A destination port, named by its protocol.
+    DportOf(Protocol),
+    Numgen(u32),
+}
+
+struct Read<F: Family> {
+    statements: Vec<Statement<F>>,
+    /// Whether the match of a protocol before it belongs to it.
+    takes_protocol: bool,
+}
+
+/// Makes a statement of a prefix.
+type OfAddress<F> = fn(Match<(<F as Family>::Address, u8)>) -> Statement<F>;
+
+struct Reader<'a, 't> {
+    rest: &'a [Token<'t>],
+}
+
+impl<'t> Reader<'_, 't> {
+    fn peek(&self, ahead: usize) -> &'t str {
+        match self.rest.get(ahead) {
+            Some(Token::Word(word)) => word,
+            _ => "",
+        }
+    }
+
+    fn skip(&mut self, n: usize) {
+        self.rest = self.rest.get(n..).unwrap_or_default();
+    }
+
+    /// Goes on if these words come next.
+    fn take(&mut self, words: &str) -> Option<()> {
+        let n = words.split(' ').count();
+        let is_next = words
+            .split(' ')
+            .enumerate()
+            .all(|(ahead, word)| self.peek(ahead) == word);
+        is_next.then(|| self.skip(n))
+    }
+
+    fn is_next(&mut self, words: &str) -> bool {
+        self.take(words).is_some()
+    }
+
+    fn sign(&mut self, sign: Token<'_>) -> Option<()> {
+        (self.rest.first() == Some(&sign)).then(|| self.skip(1))
+    }
+
+    fn word(&mut self) -> Option<&'t str> {
+        let word = self.rest.first()?.text()?;
+        self.skip(1);
+        Some(word)
+    }
+
+    /// A number, as nft(8) writes it: hexadecimal or decimal.
+    fn number(&mut self) -> Option<u32> {
+        let word = self.word()?;
+        match word.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16).ok(),
+            None => word.parse().ok(),
+        }
+    }
+
+    fn statement<F: Family>(&mut self, protocol: Option<Protocol>) -> Option<Read<F>> {
+        let one = |statement| {
+            Some(Read {
+                statements: vec![statement],
+                takes_protocol: false,
+            })
+        };
+        match self.peek(0) {
+            "jump" | "goto" => {
+                let word = self.word()?;
+                let chain = self.word()?;
+                return one(Statement::Verdict(verdict(word, Some(chain))?));
+            }
+            "drop" | "return" => {
+                return one(Statement::Verdict(verdict(self.word()?, None)?));
+            }
+            "masquerade" => {
+                self.take("masquerade fully-random")?;
+                return one(Statement::Masquerade);
+            }
+            "reject" => return self.reject(protocol),
+            "dnat" => return one(self.dnat::<F>()?),
+            "fib" => {
+                let is_source = match (self.peek(1), self.peek(3)) {
+                    ("saddr", "local" | "2") => true,
+                    ("daddr", "local" | "2") => false,
+                    _ => return None,
+                };
+                (self.peek(2) == "type").then(|| self.skip(4))?;
+                return one(if is_source {
+                    Statement::SaddrIsLocal
+                } else {
+                    Statement::DaddrIsLocal
+                });
+            }
+            "iifname" => return one(self.iifname()?),
+            _ => {}
+        }
+        if self.is_next("meta iifname") {
+            return one(self.iifname_value()?);
+        }
+        if self.peek(0) == "ct" && self.peek(1) == "status" {
+            self.skip(2);
+            self.is_status_dnat()?;
+            return one(Statement::IsDnat);
+        }
+        if let Some(statement) = self.mark::<F>() {
+            return one(statement);
+        }
+        if self.peek(0) == "meta" && self.peek(1) == "l4proto" && self.peek(2) != "." {
+            self.skip(2);
+            self.is_next("==");
+            return one(Statement::L4Proto(super::ours::protocol(self.word()?)?));
+        }
+        let key = self.key::<F>()?;
+        if self.peek(0) == "vmap" {
+            self.skip(1);
+            let set = self.set()?;
+            return self.vmap(&key, set, protocol);
+        }
+        if let [Part::DportOf(of)] = key.as_slice() {
+            self.take("!= 0")?;
+            return Some(Read {
+                statements: vec![self.update::<F>(*of)?],
+                takes_protocol: protocol == Some(*of),
+            });
+        }
+        let negate = self.is_next("!=");
+        if !negate {
+            self.is_next("==");
+        }
+        if self.peek(0).starts_with('@') {
+            let set = self.set()?;
+            return one(lookup(&key, set, negate)?);
+        }
+        let of_address: OfAddress<F> = match key.as_slice() {
+            [Part::Of(Field::Saddr)] => Statement::Saddr,
+            [Part::Of(Field::Daddr)] => Statement::Daddr,
+            _ => return None,
+        };
+        let value = prefix::<F>(self.word()?)?;
+        one(of_address(Match { value, negate }))
+    }
+
+    /// `ct status dnat`, in any of its spellings.
+    fn is_status_dnat(&mut self) -> Option<()> {
+        const DNAT: u32 = crate::ruleset::expr::CT_STATUS_DNAT;
+        if self.is_next("dnat") {
+            return Some(());
+        }
+        let is_mask = self.is_next("&");
+        if !self.is_next("dnat") && self.number()? != DNAT {
+            return None;
+        }
+        if is_mask {
+            self.take("!=")?;
+            (self.number()? == 0).then_some(())?;
+        }
+        Some(())
+    }
+
+    /// `meta mark & 0x4000 != 0`, `meta mark set meta mark | 0x4000` and `… ^ 0x4000`.
+    fn mark<F: Family>(&mut self) -> Option<Statement<F>> {
+        let start = self.rest;
+        let statement = self.mark_or_none();
+        if statement.is_none() {
+            self.rest = start;
+        }
+        statement
+    }
+
+    fn mark_or_none<F: Family>(&mut self) -> Option<Statement<F>> {
+        self.take("meta mark")?;
+        if self.is_next("&") || self.is_next("and") {
+            let mark = self.number()?;
+            self.take("!=")?;
+            (self.number()? == 0).then_some(())?;
+            return Some(Statement::HasMark(mark));
+        }
+        self.take("set")?;
+        self.is_next("meta");
+        self.take("mark")?;
+        match self.word()? {
+            "|" | "or" => Some(Statement::SetMark(self.number()?)),
+            "^" | "xor" => Some(Statement::ClearMark(self.number()?)),
+            _ => None,
+        }
+    }
+
+    fn iifname<F: Family>(&mut self) -> Option<Statement<F>> {
+        self.take("iifname")?;
+        self.iifname_value()
+    }
+
+    fn iifname_value<F: Family>(&mut self) -> Option<Statement<F>> {
+        let negate = self.is_next("!=");
+        if !negate {
+            self.is_next("==");
+        }
+        let name = self.word()?;
+        let named = |name| {
+            let value = InterfaceName::new(name).ok()?;
+            Some(Match { value, negate })
+        };
+        match name.strip_suffix('*') {
+            Some(start) => named(start).map(Statement::IifnamePrefix),
+            None => named(name).map(Statement::Iifname),
+        }
+    }
+
+    /// A reset says of itself that the packet is TCP, so nft(8) leaves that match out.
+    fn reject<F: Family>(&mut self, protocol: Option<Protocol>) -> Option<Read<F>> {
+        self.take("reject")?;
+        let reject = if self.is_next("with tcp reset") {
+            Reject::TcpReset
+        } else if self.is_next("with") {
+            if !["icmp", "icmpv6", "icmpx"].contains(&self.word()?) {
+                return None;
+            }
+            self.is_next("type");
+            self.take("port-unreachable")?;
+            Reject::PortUnreachable
+        } else {
+            Reject::PortUnreachable
+        };
+        let mut statements = Vec::new();
+        if reject == Reject::TcpReset && protocol.is_none() {
+            statements.push(Statement::L4Proto(Protocol::Tcp));
+        }
+        statements.push(Statement::Reject(reject));
+        Some(Read {
+            statements,
+            takes_protocol: false,
+        })
+    }
+
+    fn dnat<F: Family>(&mut self) -> Option<Statement<F>> {
+        self.take("dnat")?;
+        self.is_next(F::FAMILY.nft_name());
+        self.is_next("addr . port");
+        self.take("to")?;
+        let key = self.key::<F>()?;
+        self.take("map")?;
+        let set = self.set()?;
+        if set == SetName::Affinity {
+            return is_key_of(&key, set).then_some(Statement::DnatToRemembered);
+        }
+        SlotMap::of(set)?;
+        let (Part::Numgen(n), fields) = key.split_last()? else {
+            return None;
+        };
+        let wanted = schema(set).key.split_last()?.1;
+        is_fields(fields, wanted).then_some(Statement::DnatToSlot { map: set, n: *n })
+    }
+
+    /// `update @affinity { KEY timeout 1h : ip daddr . tcp dport }`, after a match of the protocol.
+    /// Before 1.0.6, nft(8) leaves the port out.
+    fn update<F: Family>(&mut self, protocol: Protocol) -> Option<Statement<F>> {
+        self.take("update @affinity")?;
+        self.sign(Token::Open)?;
+        let key = self.key::<F>()?;
+        self.take("timeout")?;
+        let seconds = seconds(self.word()?)?;
+        self.take(":")?;
+        let data = self.key::<F>()?;
+        self.sign(Token::Close)?;
+        match data.as_slice() {
+            [Part::Of(Field::Daddr)] => {}
+            [Part::Of(Field::Daddr), Part::DportOf(of)] if *of == protocol => {}
+            _ => return None,
+        }
+        is_original_of(&key, SetName::Affinity)
+            .then(|| Some(Statement::Remember(protocol, seconds.try_into().ok()?)))?
+    }
+
+    fn set(&mut self) -> Option<SetName> {
+        SetName::parse(self.word()?.strip_prefix('@')?)
+    }
+
+    fn vmap<F: Family>(
+        &mut self,
+        key: &[Part],
+        set: SetName,
+        protocol: Option<Protocol>,
+    ) -> Option<Read<F>> {
+        if is_key_of(key, set) {
+            return Some(Read {
+                statements: vec![Statement::Vmap(set)],
+                takes_protocol: false,
+            });
+        }
+        is_original_of(key, set).then_some(())?;
+        Some(Read {
+            statements: vec![Statement::VmapOriginal(set, protocol?)],
+            takes_protocol: true,
+        })
+    }
+
+    /// Parts joined by dots.
+    fn key<F: Family>(&mut self) -> Option<Vec<Part>> {
+        let mut parts = vec![self.part::<F>()?];
+        while self.is_next(".") {
+            parts.push(self.part::<F>()?);
+        }
+        Some(parts)
+    }
+
+    fn part<F: Family>(&mut self) -> Option<Part> {
+        let family = F::FAMILY.nft_name();
+        let part = match (self.peek(0), self.peek(1)) {
+            (of, "saddr") if of == family => Part::Of(Field::Saddr),
+            (of, "daddr") if of == family => Part::Of(Field::Daddr),
+            ("meta", "l4proto") => Part::Of(Field::L4Proto),
+            ("th", "dport") => Part::Of(Field::Dport),
+            ("@th", "") => {
+                self.skip(1);
+                for (sign, word) in [(Token::Comma, "16"), (Token::Comma, "16")] {
+                    self.sign(sign)?;
+                    self.take(word)?;
+                }
+                return Some(Part::Of(Field::Dport));
+            }
+            (of, "dport") => Part::DportOf(protocol(of)?),
+            ("ct", "original") => {
+                self.skip(2);
+                if self.is_next("proto-dst") {
+                    return Some(Part::OriginalDport);
+                }
+                self.is_next(family);
+                self.take("daddr")?;
+                return Some(Part::OriginalDaddr);
+            }
+            ("numgen", "random") => {
+                self.take("numgen random mod")?;
+                let n = self.number()?;
+                if self.is_next("offset") && self.number()? != 0 {
+                    return None;
+                }
+                return Some(Part::Numgen(n));
+            }
+            _ => return None,
+        };
+        self.skip(2);
+        Some(part)
+    }
+}
+
+fn lookup<F: Family>(key: &[Part], set: SetName, negate: bool) -> Option<Statement<F>> {
+    if is_key_of(key, set) {
+        return Some(if negate {
+            Statement::NotIn(set)
+        } else {
+            Statement::In(set)
+        });
+    }
+    (key == [Part::OriginalDaddr] && schema(set).key == [Field::Daddr]).then_some(if negate {
+        Statement::OriginalNotIn(set)
+    } else {
+        Statement::OriginalIn(set)
+    })
+}
+
+/// Whether the parts are what the packet has of the fields.
+fn is_fields(parts: &[Part], fields: &[Field]) -> bool {
+    let of_packet = |field: &Field| match field {
+        Field::SaddrRange => Field::Saddr,
+        field => *field,
+    };
+    parts.len() == fields.len()
+        && parts
+            .iter()
+            .zip(fields)
+            .all(|(part, field)| *part == Part::Of(of_packet(field)))
+}
+
+fn is_key_of(parts: &[Part], set: SetName) -> bool {
+    is_fields(parts, schema(set).key)
+}
+
+/// Whether the parts are the set's key, of where a connection was sent to at first.
+fn is_original_of(parts: &[Part], set: SetName) -> bool {
+    let fields = schema(set).key;
+    let original = |field: &Field| match field {
+        Field::Daddr => Part::OriginalDaddr,
+        Field::Dport => Part::OriginalDport,
+        field => Part::Of(*field),
+    };
+    parts.len() == fields.len()
+        && parts
+            .iter()
+            .zip(fields)
+            .all(|(part, field)| *part == original(field))
+}
+
+/// A time as nft(8) writes it, in whole seconds: `1d2h3m4s`, `3600s`, or a bare number of seconds.
+fn seconds(text: &str) -> Option<u32> {
+    if let Ok(seconds) = text.parse() {
+        return Some(seconds);
+    }
+    let mut total = 0_u32;
+    let mut digits = String::new();
+    for c in text.chars() {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        let unit = match c {
+            'd' => 86400,
+            'h' => 3600,
+            'm' => 60,
+            's' => 1,
+            _ => return None,
+        };
+        total = total.checked_add(digits.parse::<u32>().ok()?.checked_mul(unit)?)?;
+        digits.clear();
+    }
+    (digits.is_empty() && !text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::token::Tokens;
+    use super::*;
+    use crate::model::{V4, V6};
+    use crate::ruleset::expr::Verdict;
+    use crate::ruleset::name::ChainName;
+    use crate::ruleset::schema::DataType;
+
+    fn text<F: Family>(rule: &str) -> Option<String> {
+        let words: Vec<_> = Tokens::new(rule).collect();
+        read::<F>(&words).map(|rule| rule.text)
+    }
+
+    #[test]
+    fn each_version_of_nft_has_its_own_words() {
+        for (listed, ours) in [
+            (
+                "reject with tcp reset",
+                "meta l4proto tcp reject with tcp reset",
+            ),
+            (
+                "meta l4proto 6 reject with tcp reset",
+                "meta l4proto tcp reject with tcp reset",
+            ),
+            ("reject with icmp port-unreachable", "reject"),
+            ("reject with icmp type port-unreachable", "reject"),
+            ("fib daddr type 2 return", "fib daddr type local return"),
+            (
+                "ct status 0x20 jump remember",
+                "ct status dnat jump remember",
+            ),
+            (
+                "ct status & dnat != 0 jump remember",
+                "ct status dnat jump remember",
+            ),
+            (
+                "meta mark & 0x00004000 != 0x00000000 meta mark set meta mark ^ 0x00004000 masquerade fully-random",
+                "meta mark & 0x4000 != 0 meta mark set meta mark ^ 0x4000 masquerade fully-random",
+            ),
+            (
+                "dnat ip to meta l4proto . @th,16,16 . numgen random mod 2 map @node-port-endpoints",
+                "dnat ip addr . port to meta l4proto . th dport . numgen random mod 2 map @node-port-endpoints",
+            ),
+            (
+                "tcp dport != 0 update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h : ip daddr . tcp dport }",
+                "tcp dport != 0 update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 10800s : ip daddr . tcp dport }",
+            ),
+            (
+                "iifname != \"eth*\" ip daddr @cluster-ips drop",
+                "iifname != \"eth*\" ip daddr @cluster-ips drop",
+            ),
+            ("ip saddr 10.0.0.1 drop", "ip saddr 10.0.0.1/32 drop"),
+        ] {
+            assert_eq!(text::<V4>(listed).as_deref(), Some(ours), "{listed}");
+        }
+        assert_eq!(
+            text::<V6>("ip6 daddr fd00::/48 drop").as_deref(),
+            Some("ip6 daddr fd00::/48 drop")
+        );
+    }
+
+    #[test]
+    fn what_we_write_reads_back() {
+        let sets = SetName::ALL.into_iter().chain(SetName::OPTIONAL);
+        let mut statements: Vec<Statement<V4>> = sets
+            .filter(|set| SlotMap::of(*set).is_none())
+            .flat_map(|set| {
+                [
+                    Statement::In(set),
+                    Statement::NotIn(set),
+                    Statement::Vmap(set),
+                    Statement::VmapOriginal(set, Protocol::Udp),
+                ]
+            })
+            .filter(|statement| match statement {
+                // Others have no verdict.
+                Statement::VmapOriginal(set, _) => schema(*set).data == DataType::Verdict,
+                _ => true,
+            })
+            .collect();
+        statements.extend(SlotMap::ALL.map(|map| Statement::DnatToSlot {
+            map: map.set(),
+            n: 7,
+        }));
+        let prefix = |negate| Match {
+            value: ([10, 1, 0, 0].into(), 13),
+            negate,
+        };
+        let name = |negate| Match {
+            value: InterfaceName::new("cni0").unwrap(),
+            negate,
+        };
+        for negate in [false, true] {
+            statements.extend([
+                Statement::Saddr(prefix(negate)),
+                Statement::Daddr(prefix(negate)),
+                Statement::Iifname(name(negate)),
+                Statement::IifnamePrefix(name(negate)),
+            ]);
+        }
+        statements.extend([
+            Statement::OriginalIn(SetName::ClusterIps),
+            Statement::OriginalNotIn(SetName::NodePortIps),
+            Statement::SaddrIsLocal,
+            Statement::DaddrIsLocal,
+            Statement::L4Proto(Protocol::Sctp),
+            Statement::HasMark(0x4000),
+            Statement::IsDnat,
+            Statement::SetMark(1),
+            Statement::ClearMark(1 << 31),
+            Statement::Remember(Protocol::Tcp, 77.try_into().unwrap()),
+            Statement::DnatToRemembered,
+            Statement::Masquerade,
+            Statement::Reject(Reject::PortUnreachable),
+            Statement::Verdict(Verdict::Drop),
+            Statement::Verdict(Verdict::Return),
+            Statement::Verdict(Verdict::Jump(ChainName::Remember)),
+        ]);
+        for statement in statements {
+            let rule = Rule::new([statement]);
+            let words: Vec<_> = Tokens::new(&rule.text).collect();
+            assert_eq!(read::<V4>(&words), Some(rule.clone()), "{}", rule.text);
+        }
+    }
+
+    #[test]
+    fn other_rules_are_not_ours() {
+        for rule in [
+            "accept",
+            "counter packets 0 bytes 0 drop",
+            "ip saddr 10.0.0.1 accept",
+            "tcp dport 80 drop",
+            "masquerade",
+            "dnat to 10.0.0.1",
+            "meta mark set 0x4000",
+            "meta mark & 0x4000 == 0x4000 drop",
+            "ip daddr . meta l4proto vmap @services",
+            "dnat ip to ip daddr . meta l4proto . th dport . numgen inc mod 2 map @endpoints",
+            "goto elsewhere",
+            // As it was before.
+            "meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 1h : ip daddr . tcp dport }",
+            "tcp dport != 0 update @affinity { ip saddr timeout 1h : ip daddr . tcp dport }",
+            "",
+        ] {
+            assert_eq!(text::<V4>(rule), None, "{rule}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_seconds() {
+        for (text, expected) in [
+            ("1h", 3600),
+            ("1d2h3m4s", 93784),
+            ("77", 77),
+            ("3600s", 3600),
+        ] {
+            assert_eq!(seconds(text), Some(expected), "{text}");
+        }
+        for text in ["1h5", "h1x", "100ms", ""] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+}
