@@ -573,7 +573,7 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
             let with =
                 |name| format!("detectLocalMode: {mode}\ndetectLocal: {{{field}: '{name}'}}");
             for name in [
-                "'1234567890123456'",
+                "1234567890123456",
                 "cni0/1",
                 "a b",
                 "a\"b",
