@@ -234,6 +234,9 @@ fn versions_that_are_forgotten_in_the_midst_lose_nothing() {
         bed.wait_until_asked(Resource::EndpointSlices, Asked::Streamed, 2);
         // One list broke off.
         assert!(bed.node.listed().unwrap() == before, "{}", daemon.log());
+        // Whatever lost only its connection has another before that is lost, too.
+        bed.wait_until_asked(Resource::Services, Asked::Watch, 1);
+        assert!(bed.server.wait_for_watches(4, SOON), "{}", daemon.log());
 
         let services = |fault| Rule::new(fault).on(Resource::Services).times(1);
         let expired = Fault::FailWatch {
