@@ -34,7 +34,7 @@ impl Node {
         let mut daemon = Daemon::start(&host, &arguments).unwrap();
         for family in ["IPv4", "IPv6"] {
             daemon
-                .wait_for_log(&format!("\"synced\" ipFamily=\"{family}\""))
+                .wait_for_log(&format!("ipFamily=\"{family}\" full=true"))
                 .unwrap();
         }
         daemon.stop().unwrap();

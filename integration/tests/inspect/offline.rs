@@ -245,7 +245,7 @@ fn damage_is_named() {
         (
             "numgen random mod 2 map @endpoints",
             "numgen random mod 1 map @endpoints",
-            "rules of chain pick-2",
+            "chain pick-2: it does not exist, or has other rules",
         ),
         (
             "tcp . 6379 : goto pick-1",
