@@ -432,7 +432,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             bytes = listing.n_bytes,
             encoding = encoding.name(),
             how,
-            ms = listing.start.elapsed().as_millis(),
+            ms = u64::try_from(listing.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             "list complete"
         );
         self.client.metrics().listed(self.resource.kind);
