@@ -67,7 +67,8 @@ fn ask(namespace: &Namespace, to: SocketAddr) -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         // This is the path the e2e tests of Kubernetes ask for.
-        write!(stream, "GET /healthz HTTP/1.1\r\nHost: {to}\r\n\r\n")?;
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
