@@ -51,7 +51,7 @@ impl Report {
 /// # use nftproxy_core::model::{IpFamily, Node, Protocol, Service, ServiceName, ServicePort, State};
 /// # use nftproxy_core::render;
 /// # use nftproxy_core::ruleset::Table;
-/// # let name = ServiceName::new("shop", "api");
+/// # let name = ServiceName::new("shop", "api").unwrap();
 /// # let port = ServicePort::new(Protocol::Tcp, 80.try_into()?);
 /// let mut state = State::default();
 /// state.apply_service(Service::at(name, [10, 96, 0, 20].into(), [port]));
