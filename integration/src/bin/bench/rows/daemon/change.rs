@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use integration::daemon::Daemon;
 use jiff::Timestamp;
-use jiff::civil::DateTime;
+use jiff::civil::Time;
 use jiff::tz::TimeZone;
 
 use super::cluster::changed_slice;
@@ -38,22 +38,22 @@ pub(super) fn rows(scale: Scale) -> Result<Vec<Row>> {
         bed.server.upsert(slice)?;
         let line = next_sync(&daemon, n_before)?;
         sleep(APART);
-        let took = time_of(&line, sent)?.duration_since(sent);
-        Duration::try_from(took).context("the clock was set meanwhile")
+        let text = line.split(' ').nth(1).context("a line has a time")?;
+        let committed: Time = text.parse().context("reading the time of a line")?;
+        let sent = sent.to_zoned(TimeZone::UTC).time();
+        Ok(between(sent, committed))
     })?;
     daemon.stop()?;
     let case = format!("endpoint replaced, {size}");
     Ok(vec![Row::new(GROUP, "ms", case, spread(times))])
 }
 
-/// The time that a line in klog's form starts with, as in `I1125 23:36:26.945895`: in UTC, and in the
-/// year of another time, as it has none itself.
-fn time_of(line: &str, other: Timestamp) -> Result<Timestamp> {
-    let year = other.to_zoned(TimeZone::UTC).year();
-    let text = line.get(1..21).context("a line has a time")?;
-    let time = DateTime::strptime("%Y%m%d %H:%M:%S%.f", format!("{year}{text}"));
-    let time = time.context("reading the time of a line")?;
-    Ok(time.to_zoned(TimeZone::UTC)?.timestamp())
+/// From one time of day to the next other one, in whatever time zones they are.
+fn between(from: Time, to: Time) -> Duration {
+    // Time zones differ by quarters of an hour.
+    const QUARTER: i128 = 15 * 60 * 1_000_000_000;
+    let nanoseconds = to.duration_since(from).as_nanos().rem_euclid(QUARTER);
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or_default())
 }
 
 /// The lines about syncs that replaced one element.
