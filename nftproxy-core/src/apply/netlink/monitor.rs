@@ -21,14 +21,14 @@ use super::attribute::{NFGENMSG_LEN, attributes, be32, find, messages, string};
 use super::constants::*;
 use super::{Netlink, ffi, namespace};
 use crate::apply::ApplyError;
-use crate::apply::incident::{Change, Culprit, Incident, Object};
+use crate::apply::incident::{Change, Culprit, Incident, Object, Scope};
 use crate::model::IpFamily;
 use crate::ruleset::Table;
 use crate::ruleset::name::SetName;
 
 /// The kernel fills buffers of a few pages with notifications.
 const RECEIVE_BUFFER: usize = 64 * 1024;
-/// What may wait to be read, in bytes as the kernel counts them: some 20,000 notifications.
+/// What may wait to be read, in bytes as the kernel counts them. More is lost, which is noticed.
 const QUEUE: usize = 8 * 1024 * 1024;
 
 /// A socket that hears of all changes of nf_tables in one network namespace, and picks out those of
@@ -248,7 +248,7 @@ fn note(incident: &mut Incident, kind: u16, attributes: &[u8]) {
     };
     match &object {
         // With its sets went their elements, of which nothing is said.
-        Object::Table => incident.scope = crate::apply::incident::Scope::Everything,
+        Object::Table => incident.scope = Scope::Everything,
         Object::Set(set) => {
             if let Some(set) = SetName::parse(set) {
                 incident.scope.add_set(set);
