@@ -711,40 +711,49 @@ fn check_flows<F: Family>(namespace: &Namespace, client: &str, servers: [&str; 2
         namespace.exec(&command).unwrap();
     };
     let mut conntrack = namespace.run(|| Conntrack::open().unwrap());
-    let find = |conntrack: &mut Conntrack, server: &str, port: u16| {
-        let stale = StaleFlows::<F> {
+    let find = |conntrack: &mut Conntrack, destinations: &[(&str, u16)]| {
+        let stale = destinations.iter().map(|(server, port)| StaleFlows::<F> {
             address: F::address(server.parse().unwrap()).unwrap(),
-            port: port.try_into().unwrap(),
+            port: (*port).try_into().unwrap(),
             // Something serves, so that flows which led nowhere are to be forgotten.
             keep: Keep {
                 serving: Box::new([EndpointAddress {
                     address: F::address(client.parse().unwrap()).unwrap(),
-                    port: port.try_into().unwrap(),
+                    port: (*port).try_into().unwrap(),
                 }]),
                 sources: None,
             },
-        };
-        let found = conntrack.find_stale(&[stale]).unwrap();
+        });
+        let found = conntrack.find_stale(&stale.collect::<Vec<_>>()).unwrap();
         let found = found.iter().map(|flow| flow.destination);
-        found
+        let mut found: Vec<_> = found
             .map(|(address, port)| (address.to_string(), port.get()))
-            .collect::<Vec<_>>()
+            .collect();
+        found.sort();
+        found
     };
     let [first, second] = servers;
-    assert_eq!(find(&mut conntrack, first, 53), []);
+    let flow = |server: &str, port| (server.to_owned(), port);
+    assert_eq!(find(&mut conntrack, &[(first, 53)]), []);
     // There are none but those asked for.
     add(first, "53");
-    assert_eq!(find(&mut conntrack, first, 53), [(first.to_owned(), 53)]);
+    assert_eq!(find(&mut conntrack, &[(first, 53)]), [flow(first, 53)]);
     // There are none that are asked for.
-    assert_eq!(find(&mut conntrack, second, 53), []);
+    assert_eq!(find(&mut conntrack, &[(second, 53)]), []);
     add(second, "53");
     add(second, "54");
     for _ in 0..2 {
         for server in servers {
-            assert_eq!(find(&mut conntrack, server, 53), [(server.to_owned(), 53)]);
+            assert_eq!(find(&mut conntrack, &[(server, 53)]), [flow(server, 53)]);
         }
-        assert_eq!(find(&mut conntrack, first, 54), []);
+        assert_eq!(find(&mut conntrack, &[(first, 54)]), []);
     }
+    // Several at once are found in one walk: of one port, and of several.
+    let both = [flow(first, 53), flow(second, 53)];
+    assert_eq!(find(&mut conntrack, &[(first, 53), (second, 53)]), both);
+    let two = [flow(first, 53), flow(second, 54)];
+    let asked = [(first, 53), (first, 54), (second, 54)];
+    assert_eq!(find(&mut conntrack, &asked), two);
     match (F::FAMILY, conntrack.filters_ipv6_addresses()) {
         (IpFamily::V4, known) => assert_eq!(known, None),
         (IpFamily::V6, Some(true)) => {}

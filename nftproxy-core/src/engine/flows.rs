@@ -2,7 +2,8 @@
 //!
 //! [`Forgetter`] collects what syncs left behind, looks for it in connection tracking, and deletes
 //! what still leads astray a moment later. It is driven like the engine, and may be driven by
-//! another thread, as looking through a large table takes its time.
+//! another thread, as looking through a large table takes its time. That time is bounded: after each
+//! look it rests, and what comes meanwhile is gathered and looked for at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
@@ -17,6 +18,11 @@ use crate::model::{Family, V4, V6};
 const RETRY: Duration = Duration::from_secs(1);
 /// How long it takes at most from the kernel's consent to a sync to what the sync says here.
 const SETTLE: Duration = Duration::from_millis(10);
+
+/// A look is followed by a rest of so many times its length, which makes a twentieth of a core,
+const RESTS: u32 = 19;
+/// but by no longer one, as flows go astray meanwhile.
+const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Flows of one family that are to be forgotten.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +128,8 @@ pub struct Forgetter<T = Conntrack> {
     v6: Side<V6>,
     /// When the next step is due, if there is anything to do.
     due_at: Option<Instant>,
+    /// When the rest after the last look is over.
+    rested_at: Option<Instant>,
 }
 
 impl<T: FlowTable> Forgetter<T> {
@@ -132,6 +140,7 @@ impl<T: FlowTable> Forgetter<T> {
             v4: Side::default(),
             v6: Side::default(),
             due_at: None,
+            rested_at: None,
         }
     }
 
@@ -141,10 +150,14 @@ impl<T: FlowTable> Forgetter<T> {
             Flows::V4(leftovers) => self.v4.todo.add(leftovers),
             Flows::V6(leftovers) => self.v6.todo.add(leftovers),
         }
-        // What has been found waits for its moment; all else does not wait.
+        // What has been found waits for its moment; all else waits for the rest after a look only.
         if self.v4.found.is_empty() && self.v6.found.is_empty() {
-            self.due_at = Some(now);
+            self.due_at = Some(self.next_look(now));
         }
+    }
+
+    fn next_look(&self, now: Instant) -> Instant {
+        self.rested_at.map_or(now, |rested_at| rested_at.max(now))
     }
 
     /// When [`Forgetter::perform`] is to be called; `None` if there is nothing to do.
@@ -162,18 +175,28 @@ impl<T: FlowTable> Forgetter<T> {
     /// If the kernel cannot be asked or refuses; all of it will be tried again, together with what
     /// comes meanwhile.
     pub fn perform(&mut self, now: Instant) -> Result<usize, ApplyError> {
-        let v4 = self.v4.step(&mut self.table);
-        let v6 = self.v6.step(&mut self.table);
+        let may_look = self.next_look(now) == now;
+        let start = Instant::now();
+        let v4 = self.v4.step(&mut self.table, may_look);
+        let v6 = self.v6.step(&mut self.table, may_look);
+        if may_look {
+            self.rested_at = Some(end_of_rest(now, start.elapsed()));
+        }
         let is_failure = v4.is_err() || v6.is_err();
         let is_found = !self.v4.found.is_empty() || !self.v6.found.is_empty();
         let is_left = !self.v4.todo.is_empty() || !self.v6.todo.is_empty();
         self.due_at = match () {
             () if is_failure => Some(now + RETRY),
             () if is_found => Some(now + SETTLE),
-            () => is_left.then_some(now),
+            () => is_left.then(|| self.next_look(now)),
         };
         Ok(v4? + v6?)
     }
+}
+
+/// Until when to rest after a look that began now and took so long.
+fn end_of_rest(now: Instant, took: Duration) -> Instant {
+    now + took + took.saturating_mul(RESTS).min(REST_MAX)
 }
 
 /// One family's part.
@@ -196,12 +219,13 @@ impl<F: Family> Default for Side<F> {
 }
 
 impl<F: Family> Side<F> {
-    /// Deletes what was found, or else looks for what is to be done; how many were deleted.
-    fn step(&mut self, table: &mut impl FlowTable) -> Result<usize, ApplyError> {
-        let result = if self.found.is_empty() {
-            self.look(table)
-        } else {
-            self.delete_found(table)
+    /// Deletes what was found, or else looks for what is to be done, if it may; how many were
+    /// deleted.
+    fn step(&mut self, table: &mut impl FlowTable, may_look: bool) -> Result<usize, ApplyError> {
+        let result = match (self.found.is_empty(), may_look) {
+            (false, _) => self.delete_found(table),
+            (true, true) => self.look(table),
+            (true, false) => return Ok(0),
         };
         let undone = std::mem::take(&mut self.asked);
         match &result {
@@ -365,5 +389,38 @@ mod tests {
         let asked = [vec![first], vec![first, second]];
         let asked = asked.map(|asked| asked.into_iter().map(Ipv4Addr::from).collect::<Vec<_>>());
         assert_eq!(forgetter.table.asked, asked);
+    }
+
+    /// What comes while it rests is looked for at once, when the rest is over.
+    #[test]
+    fn looks_take_a_twentieth_of_the_time() {
+        let mut forgetter = Forgetter::new(Fake::default());
+        let addresses: Vec<_> = (1..=20).map(|n| [10, 96, 0, n]).collect();
+        let mut now = Instant::now();
+        forgetter.add(flows_to(addresses[0]), now);
+        forgetter.perform(now).unwrap();
+        assert_eq!(forgetter.next(), None);
+        let rested_at = forgetter.rested_at.unwrap();
+        assert!(rested_at > now);
+        // However long that look was.
+        let rested_at = rested_at + Duration::from_millis(100);
+        forgetter.rested_at = Some(rested_at);
+        for address in &addresses[1..] {
+            now += Duration::from_millis(1);
+            forgetter.add(flows_to(*address), now);
+            assert_eq!(forgetter.next(), Some(rested_at));
+        }
+        forgetter.perform(rested_at).unwrap();
+        assert_eq!(forgetter.next(), None);
+        let asked: Vec<_> = forgetter.table.asked.iter().map(Vec::len).collect();
+        assert_eq!(asked, [1, 19]);
+
+        let second = Duration::from_secs(1);
+        assert_eq!(end_of_rest(now, second / 100), now + second / 5);
+        assert_eq!(
+            end_of_rest(now, second),
+            now + 2 * second,
+            "the longest rest"
+        );
     }
 }

@@ -18,8 +18,11 @@ use crate::netlink::{Socket, conntrack, conntrack_dump, nest, put};
 use crate::table::Row;
 
 const GROUP: &str = "conntrack";
-const FLOOR: &str = "the kernel's filtered dump, thrown away";
+const FLOOR: &str = "one walk of the kernel's that finds nothing";
 
+const N_GONE: [u32; 3] = [1, 4, 20];
+/// Nobody sends here.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 65, 0, 0);
 const N_DESTINATIONS: u32 = 100;
 const N_ENDPOINTS: u32 = 5;
 const DESTINATIONS: Ipv4Addr = Ipv4Addr::new(10, 64, 0, 0);
@@ -29,12 +32,16 @@ const PORT: NonZeroU16 = NonZeroU16::new(53).expect("it is not zero");
 const CLIENT_PORT: u16 = 40_000;
 
 pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
-    let n_entries = scale.pick(5_000, 500_000);
-    let name = format!("{GROUP}, {} entries", grouped(n_entries));
-    vec![Job::new(name, move || Ok(vec![row(scale, n_entries)?]))]
+    // A table of the usual size with little in it, and one that is full.
+    let sizes = scale.pick(vec![5_000], vec![5_000, 500_000]);
+    let job = |n_entries| {
+        let name = format!("{GROUP}, {} entries", grouped(n_entries));
+        Job::new(name, move || rows(scale, n_entries))
+    };
+    sizes.into_iter().map(job).collect()
 }
 
-fn row(scale: Scale, n_entries: u32) -> Result<Row> {
+fn rows(scale: Scale, n_entries: u32) -> Result<Vec<Row>> {
     let namespace = Namespace::new("flows")?;
     let mut socket = namespace.run(Socket::open)?;
     let mut flows = namespace.run(Conntrack::open)?;
@@ -50,7 +57,18 @@ fn row(scale: Scale, n_entries: u32) -> Result<Row> {
         "of {n_entries} entries there are {}",
         count.trim()
     );
+    let row = |n_gone| row(scale, &mut socket, &mut flows, n_entries, n_gone);
+    N_GONE.into_iter().map(row).collect()
+}
 
+/// An endpoint of so many destinations at once goes.
+fn row(
+    scale: Scale,
+    socket: &mut Socket,
+    flows: &mut Conntrack,
+    n_entries: u32,
+    n_gone: u32,
+) -> Result<Row> {
     // The last endpoint of each destination goes in turn.
     let serving = (0..N_ENDPOINTS - 1).map(|number| EndpointAddress {
         address: offset(ENDPOINTS, number),
@@ -58,39 +76,47 @@ fn row(scale: Scale, n_entries: u32) -> Result<Row> {
     });
     let serving: Box<[_]> = serving.collect();
     let times = scale.few().repeat(|n| {
-        let destination = n % N_DESTINATIONS;
-        let address = offset(DESTINATIONS, destination);
-        let stale = [StaleFlows::<V4> {
-            address,
+        let first = n * n_gone;
+        let destinations = first..first + n_gone;
+        let stale = destinations.clone().map(|destination| StaleFlows::<V4> {
+            address: offset(DESTINATIONS, destination % N_DESTINATIONS),
             port: PORT,
             keep: Keep {
                 serving: serving.clone(),
                 sources: None,
             },
-        }];
+        });
+        let stale: Vec<_> = stale.collect();
         let start = Instant::now();
         let found = flows.find_stale(&stale)?;
         let find = start.elapsed();
         let start = Instant::now();
-        socket.dump(&dump_of(address))?;
+        socket.dump(&dump_of(NOBODY))?;
         let floor = start.elapsed();
         let start = Instant::now();
         flows.delete(&found)?;
         let delete = start.elapsed();
-        let expected = n_entries / N_DESTINATIONS / N_ENDPOINTS;
+        let expected = n_entries / N_DESTINATIONS / N_ENDPOINTS * n_gone;
         ensure!(
             found.len() == expected as usize,
             "{} flows are stale, not {expected}",
             found.len()
         );
-        let gone = (0..n_entries).filter(|flow| {
-            flow % N_DESTINATIONS == destination && endpoint_of(*flow) == N_ENDPOINTS - 1
-        });
-        add_flows(&mut socket, gone)?;
+        let is_gone = |flow: &u32| {
+            let destination = flow % N_DESTINATIONS;
+            destinations
+                .clone()
+                .any(|gone| gone % N_DESTINATIONS == destination)
+                && endpoint_of(*flow) == N_ENDPOINTS - 1
+        };
+        add_flows(socket, (0..n_entries).filter(is_gone))?;
         Ok((find, delete, floor, found.len()))
     })?;
 
-    let case = format!("endpoint gone, {} entries", grouped(n_entries));
+    let case = match n_gone {
+        1 => format!("endpoint gone, {} entries", grouped(n_entries)),
+        _ => format!("{n_gone} endpoints gone, {} entries", grouped(n_entries)),
+    };
     let ours = spread(times.iter().map(|(find, delete, ..)| *find + *delete));
     let floor = spread(times.iter().map(|(_, _, floor, _)| *floor));
     Ok(Row::ms(GROUP, FLOOR, case, ours, floor)

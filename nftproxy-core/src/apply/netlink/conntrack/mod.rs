@@ -4,6 +4,9 @@
 //! see its first packet only. [`StaleFlows`] says which flows of a destination are to be forgotten,
 //! so that their next packet meets the rules again.
 
+mod walk;
+mod wire;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::os::fd::BorrowedFd;
@@ -11,19 +14,16 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 
-use super::attribute::{
-    attributes, be32, begin_message, begin_nest, end_message, end_nest, find, messages, put,
-};
+use super::attribute::{be32, begin_message, end_message, find, messages};
 use super::constants::*;
 use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
 use super::{namespace, nfproto};
 use crate::apply::{ApplyError, Operation, Refusal};
 use crate::compile::{StaleFlows, contains};
-use crate::model::{Family, IpFamily, Protocol};
+use crate::model::{Family, IpFamily};
+use walk::Size;
+use wire::{Filter, read_entry, write_filter};
 
-/// Up to so many destinations are asked for one by one, each of which makes the kernel walk its
-/// table and hand over the matching entries only; for more, it hands all UDP entries over once.
-const MAX_SINGLE_QUERIES: usize = 8;
 /// How often a dump is tried again because the table changed meanwhile.
 const DUMP_ATTEMPTS: usize = 10;
 /// Deletions per datagram.
@@ -177,9 +177,12 @@ impl Conntrack {
                 found.push(flow);
             }
         };
-        if by_destination.len() > MAX_SINGLE_QUERIES {
-            self.dump::<F>(Filter::None, &mut judge)?;
-            return Ok(found);
+        if by_destination.len() > 1 {
+            let size = Size::new(self.usage()?.entries);
+            if size.is_one_walk_cheaper(by_destination.len()) {
+                self.dump(one_walk(by_destination.keys().copied()), &mut judge)?;
+                return Ok(found);
+            }
         }
         // Ports of which all entries have been seen, whatever their address.
         let mut seen = BTreeSet::new();
@@ -320,90 +323,13 @@ impl Conntrack {
     }
 }
 
-/// What the kernel is to hand over of its UDP entries. Kernels before 5.8 hand over all, which
-/// [`read_entry`] and the caller sort out.
-#[derive(Clone, Copy)]
-enum Filter<F: Family> {
-    /// All of them.
-    None,
-    /// Those to a port, and an address if given.
-    Destination(Option<F::Address>, NonZeroU16),
-    /// Those that nothing came back for.
-    Unanswered,
-}
-
-fn write_filter<F: Family>(filter: Filter<F>, out: &mut Vec<u8>) {
-    let (address, port) = match filter {
-        Filter::Destination(address, port) => (address, Some(port)),
-        Filter::None | Filter::Unanswered => (None, None),
-    };
-    let mut flags = CTA_FILTER_F_PROTO_NUM;
-    let tuple = begin_nest(out, CTA_TUPLE_ORIG);
-    if let Some(address) = address {
-        flags |= CTA_FILTER_F_IP_DST;
-        let ip = begin_nest(out, CTA_TUPLE_IP);
-        let mut bytes = Vec::new();
-        F::write_address(address, &mut bytes);
-        put(out, ip_attributes(F::FAMILY).1, &bytes);
-        end_nest(out, ip);
+/// The filter that lets the entries to all of these destinations through.
+fn one_walk<F: Family>(destinations: impl Iterator<Item = (F::Address, NonZeroU16)>) -> Filter<F> {
+    let ports: BTreeSet<_> = destinations.map(|(_, port)| port).collect();
+    match ports.first() {
+        Some(port) if ports.len() == 1 => Filter::Destination(None, *port),
+        _ => Filter::None,
     }
-    let protocol = begin_nest(out, CTA_TUPLE_PROTO);
-    put(out, CTA_PROTO_NUM, &[Protocol::Udp.number()]);
-    if let Some(port) = port {
-        flags |= CTA_FILTER_F_PROTO_DST_PORT;
-        put(out, CTA_PROTO_DST_PORT, &port.get().to_be_bytes());
-    }
-    end_nest(out, protocol);
-    end_nest(out, tuple);
-    let nest = begin_nest(out, CTA_FILTER);
-    // In host byte order, unlike all else here.
-    put(out, CTA_FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
-    end_nest(out, nest);
-    if matches!(filter, Filter::Unanswered) {
-        put(out, CTA_STATUS, &0_u32.to_be_bytes());
-        put(out, CTA_STATUS_MASK, &IPS_SEEN_REPLY.to_be_bytes());
-    }
-}
-
-fn ip_attributes(family: IpFamily) -> (u16, u16) {
-    match family {
-        IpFamily::V4 => (CTA_IP_V4_SRC, CTA_IP_V4_DST),
-        IpFamily::V6 => (CTA_IP_V6_SRC, CTA_IP_V6_DST),
-    }
-}
-
-/// Reads a UDP entry; `None` for anything else.
-fn read_entry<F: Family>(message: &[u8]) -> Option<Flow<F>> {
-    let (source, destination) = ip_attributes(F::FAMILY);
-    let original = find(message, CTA_TUPLE_ORIG)?;
-    let protocol = find(original, CTA_TUPLE_PROTO)?;
-    if find(protocol, CTA_PROTO_NUM)? != [Protocol::Udp.number()] {
-        return None;
-    }
-    let address = |tuple, attribute| F::read_address(find(find(tuple, CTA_TUPLE_IP)?, attribute)?);
-    let port = |tuple, attribute| {
-        let bytes = find(find(tuple, CTA_TUPLE_PROTO)?, attribute)?;
-        Some(u16::from_be_bytes(bytes.try_into().ok()?))
-    };
-    let reply = find(message, CTA_TUPLE_REPLY)?;
-    let mut identity = Vec::new();
-    for (attribute, payload) in attributes(message) {
-        if matches!(attribute, CTA_TUPLE_ORIG | CTA_ZONE | CTA_ID) {
-            // The tuple is a nest; the kernel looks at the type alone.
-            put(&mut identity, attribute, payload);
-        }
-    }
-    let status = find(message, CTA_STATUS).and_then(be32).unwrap_or_default();
-    Some(Flow {
-        source: address(original, source)?,
-        is_answered: status & IPS_SEEN_REPLY != 0,
-        destination: (
-            address(original, destination)?,
-            NonZeroU16::new(port(original, CTA_PROTO_DST_PORT)?)?,
-        ),
-        reply_source: (address(reply, source)?, port(reply, CTA_PROTO_SRC_PORT)?),
-        identity,
-    })
 }
 
 #[cfg(test)]
