@@ -208,7 +208,7 @@ fn engine(
         pace: Pace {
             min_sync_period: settings.min_sync_period,
             sync_period: settings.sync_period,
-            ..Pace::default()
+            comparison_period: spread(Pace::default().comparison_period),
         },
         flows: FlowOption::HandOver,
         ..Options::default()
@@ -356,4 +356,28 @@ where
         })
         .context("starting the loop's thread")?;
     Ok(receiver)
+}
+
+/// The period, or up to a quarter more or less, so that nodes which started together do not all work
+/// at the same moments for ever.
+fn spread(period: Duration) -> Duration {
+    use std::hash::{BuildHasher as _, RandomState};
+    // Keys of hash maps are the one source of randomness that the standard library has.
+    let random = RandomState::new().hash_one(()) as u32;
+    let half = period / 2;
+    period * 3 / 4 + half.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparisons_are_spread_by_a_quarter() {
+        let hour = Duration::from_secs(3600);
+        let spread: std::collections::BTreeSet<_> = (0..100).map(|_| spread(hour)).collect();
+        assert!(spread.len() > 50, "they differ");
+        assert!(*spread.first().unwrap() >= hour * 3 / 4);
+        assert!(*spread.last().unwrap() <= hour * 5 / 4);
+    }
 }
