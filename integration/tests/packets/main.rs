@@ -5,7 +5,7 @@
 //! what holds in a steady state, as data, and `sampled` compares random Services with the oracle of
 //! the library's property tests; `services`, `ports`, `endpoints`, `distribution` and `nodes`
 //! follow what the end-to-end tests of Kubernetes do; `changes` and `flows` have what holds for
-//! traffic that exists already; `others` what holds beside software that shares the host. None of
+//! traffic that exists already, and `damage` what it notices of others' hands in the table; `others` what holds beside software that shares the host. None of
 //! them looks at the rules themselves, except to compare packets with what `trace` makes of the
 //! rules. Read `bed` first.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
@@ -14,6 +14,7 @@ mod affinity;
 mod bed;
 mod changes;
 mod common;
+mod damage;
 mod distribution;
 mod endpoints;
 mod flows;

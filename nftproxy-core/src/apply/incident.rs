@@ -106,7 +106,9 @@ impl Incident {
     /// Notes a change.
     pub fn add(&mut self, change: Change, count: usize) {
         let is_known = self.changes.contains_key(&change);
-        let change = if is_known || self.changes.len() < DETAILS_MAX {
+        // What happened to the table explains all else.
+        let is_table = change.object == Object::Table;
+        let change = if is_known || is_table || self.changes.len() < DETAILS_MAX {
             change
         } else {
             Change {

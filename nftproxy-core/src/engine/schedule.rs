@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 /// [`Syncer::delete_unused_chains`](crate::sync::Syncer::delete_unused_chains).
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 
-/// After a repair there is none for so many times as long as it took, so that somebody who damages
-/// the table in a loop cannot have more than a twentieth of a core.
+/// A repair is worth a pause of so many times its length, so that somebody who damages the table in
+/// a loop cannot have more than a twentieth of a core,
 const REPAIR_PAUSE: u32 = 19;
+/// but pauses of so much together may be owed: what happens now and then is repaired at once. That is
+/// half a second's worth of repairs.
+const REPAIR_CREDIT: Duration = Duration::from_millis(9500);
 /// When a failed repair is tried again; each time it fails, twice as long after.
 const REPAIR_RETRY: Duration = Duration::from_millis(250);
 /// Beyond that many failures the pause grows no more.
@@ -80,6 +83,8 @@ pub(super) struct Schedule {
     is_damaged: bool,
     /// No repair starts earlier.
     no_repair_before: Instant,
+    /// When all pauses of repairs so far would be over, had they been kept.
+    paused_until: Instant,
     /// So many repairs have failed in a row.
     failed_repairs: u32,
     streak: Streak,
@@ -105,6 +110,7 @@ impl Schedule {
             tidy_at: None,
             is_damaged: false,
             no_repair_before: now,
+            paused_until: now,
             failed_repairs: 0,
             streak: Streak::default(),
             compare_at: None,
@@ -168,18 +174,19 @@ impl Schedule {
     /// The tables have been looked at for repair, which took so long; at the end of that it is
     /// `now`.
     pub(super) fn repaired(&mut self, now: Instant, took: Duration, is_success: bool) {
-        self.is_damaged = false;
-        let pause = if is_success {
+        self.is_damaged = !is_success;
+        let owed = self.paused_until + took * (1 + REPAIR_PAUSE);
+        self.paused_until = owed.max(now + took * REPAIR_PAUSE);
+        let affordable_at = self.paused_until.checked_sub(REPAIR_CREDIT).unwrap_or(now);
+        let retry_at = if is_success {
             self.failed_repairs = 0;
-            took * REPAIR_PAUSE
+            now
         } else {
-            // Whatever was not mended is tried again.
-            self.is_damaged = true;
             let pause = REPAIR_RETRY * 2_u32.saturating_pow(self.failed_repairs);
             self.failed_repairs = (self.failed_repairs + 1).min(REPAIR_DOUBLINGS);
-            pause.min(self.pace.sync_period).max(took * REPAIR_PAUSE)
+            now + pause.min(self.pace.sync_period)
         };
-        self.no_repair_before = now + pause;
+        self.no_repair_before = affordable_at.max(retry_at);
         self.tidy_at.get_or_insert(now + TIDY_DELAY);
     }
 
@@ -210,5 +217,37 @@ impl Schedule {
 
     pub(super) fn tidied(&mut self) {
         self.tidy_at = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten a second for ten minutes: at first each is repaired at once, and in the long run repairs
+    /// have a twentieth of the time.
+    #[test]
+    fn repairs_are_prompt_now_and_then_and_bounded_in_a_fight() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(Pace::default(), start);
+        schedule.watched(true, start);
+        let took = Duration::from_millis(20);
+        let (mut n_prompt, mut spent) = (0, Duration::ZERO);
+        let mut now = start;
+        while now < start + Duration::from_secs(600) {
+            schedule.damaged();
+            let (at, task) = schedule.next(Some(start)).unwrap();
+            assert_eq!(task, Task::Repair);
+            n_prompt += usize::from(at <= now && n_prompt == (spent.as_millis() / 20) as usize);
+            now = now.max(at) + took;
+            spent += took;
+            schedule.repaired(now, took, true);
+            schedule.tidied();
+            now += Duration::from_millis(80);
+        }
+        assert!((20..=40).contains(&n_prompt), "{n_prompt} at once");
+        let bound = Duration::from_secs(600) / 20 + Duration::from_millis(500);
+        assert!(spent <= bound + took, "{spent:?}");
+        assert!(spent > bound / 2, "{spent:?}");
     }
 }
