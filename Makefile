@@ -1,7 +1,7 @@
 # Plain `make` lists the targets.
 
 # What a Debian system needs beside Rust: to build, and for the tests and the demo.
-PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 iptables conntrack util-linux valgrind
+PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 iptables conntrack util-linux valgrind chromium
 # What it takes to boot other kernels; the kernels themselves are downloaded, and not installed.
 MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-system-x86
 CARGO ?= cargo

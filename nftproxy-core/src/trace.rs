@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use crate::compile::pick_rules;
 use crate::model::{EndpointAddress, Family};
@@ -159,30 +160,7 @@ pub fn ways<F: Family>(
     packet: &Packet<F>,
     is_local: &dyn Fn(F::Address) -> bool,
 ) -> Result<Ways<F>, TraceError> {
-    let mut tracer = Tracer::new(ruleset, is_local);
-    let mut ways = Ways::new();
-    // Each number that can be drawn is a way to go. The first run draws 0 wherever it draws, and
-    // each run after that goes on where the one before left off, the last draw first.
-    for _ in 0..MAX_RUNS {
-        tracer.n_drawn = 0;
-        let (outcome, steps) = tracer.run(packet)?;
-        tracer.draws.truncate(tracer.n_drawn);
-        let moduli = tracer.draws.iter().map(|(_, modulus)| u64::from(*modulus));
-        let share = Share::one_in(moduli.fold(1, u64::saturating_mul));
-        ways.entry(outcome)
-            .and_modify(|(sum, _)| *sum = sum.plus(share))
-            .or_insert((share, steps));
-        while tracer
-            .draws
-            .pop_if(|(draw, modulus)| *draw + 1 >= *modulus)
-            .is_some()
-        {}
-        match tracer.draws.last_mut() {
-            Some((draw, _)) => *draw += 1,
-            None => return Ok(ways),
-        }
-    }
-    Err(TraceError::TooMany)
+    Tracer::new(ruleset, is_local).ways(packet)
 }
 
 /// Ways that are followed; more endpoints than that no Service has.
@@ -247,8 +225,9 @@ impl fmt::Display for Share {
     }
 }
 
-struct Tracer<'a, F: Family> {
-    chains: BTreeMap<ChainName, Vec<Rule>>,
+/// A ruleset that is ready to be followed by many packets.
+pub(crate) struct Tracer<'a, F: Family> {
+    chains: BTreeMap<ChainName, Rc<[Rule]>>,
     elements: BTreeMap<SetName, BTreeMap<Vec<u8>, &'a Element<F>>>,
     is_local: &'a dyn Fn(F::Address) -> bool,
     /// The numbers that are drawn in this run, and how many each was drawn from.
@@ -288,14 +267,15 @@ enum After {
 }
 
 impl<'a, F: Family> Tracer<'a, F> {
-    fn new(ruleset: &'a FamilyRuleset<F>, is_local: &'a dyn Fn(F::Address) -> bool) -> Self {
-        let mut chains = ruleset.skeleton.chains.clone();
-        chains.extend(
-            ruleset
-                .picks
-                .iter()
-                .map(|pick| (ChainName::Pick(*pick), pick_rules::<F>(*pick))),
-        );
+    pub(crate) fn new(
+        ruleset: &'a FamilyRuleset<F>,
+        is_local: &'a dyn Fn(F::Address) -> bool,
+    ) -> Self {
+        let fixed = ruleset.skeleton.chains.iter();
+        let fixed = fixed.map(|(chain, rules)| (*chain, rules.as_slice().into()));
+        let picks = ruleset.picks.iter();
+        let picks = picks.map(|pick| (ChainName::Pick(*pick), pick_rules::<F>(*pick).into()));
+        let chains = fixed.chain(picks).collect();
         let mut elements = BTreeMap::<_, BTreeMap<_, _>>::new();
         for element in &ruleset.elements {
             let mut key = Vec::new();
@@ -312,6 +292,34 @@ impl<'a, F: Family> Tracer<'a, F> {
             draws: Vec::new(),
             n_drawn: 0,
         }
+    }
+
+    /// As [`ways`].
+    pub(crate) fn ways(&mut self, packet: &Packet<F>) -> Result<Ways<F>, TraceError> {
+        let mut ways = Ways::new();
+        // Each number that can be drawn is a way to go. The first run draws 0 wherever it draws,
+        // and each run after that goes on where the one before left off, the last draw first.
+        self.draws.clear();
+        for _ in 0..MAX_RUNS {
+            self.n_drawn = 0;
+            let (outcome, steps) = self.run(packet)?;
+            self.draws.truncate(self.n_drawn);
+            let moduli = self.draws.iter().map(|(_, modulus)| u64::from(*modulus));
+            let share = Share::one_in(moduli.fold(1, u64::saturating_mul));
+            ways.entry(outcome)
+                .and_modify(|(sum, _)| *sum = sum.plus(share))
+                .or_insert((share, steps));
+            while self
+                .draws
+                .pop_if(|(draw, modulus)| *draw + 1 >= *modulus)
+                .is_some()
+            {}
+            match self.draws.last_mut() {
+                Some((draw, _)) => *draw += 1,
+                None => return Ok(ways),
+            }
+        }
+        Err(TraceError::TooMany)
     }
 
     /// Takes a packet through the hooks it meets.
@@ -387,11 +395,8 @@ impl<'a, F: Family> Tracer<'a, F> {
         if depth > MAX_DEPTH {
             return Err(TraceError::TooDeep(chain));
         }
-        let rules = self
-            .chains
-            .get(&chain)
-            .ok_or(TraceError::NoChain(chain))?
-            .clone();
+        let rules = self.chains.get(&chain);
+        let rules = Rc::clone(rules.ok_or(TraceError::NoChain(chain))?);
         for (number, rule) in rules.iter().enumerate() {
             let verdict = match self.rule(chain, number, rule, flight)? {
                 After::Next | After::Break => continue,

@@ -4,6 +4,7 @@
 mod docs;
 mod kernel;
 mod offline;
+mod page;
 mod schema;
 
 use std::path::PathBuf;

@@ -11,15 +11,15 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nftproxy_core::model::IpFamily;
 
 use crate::config::ConfigFlags;
 use looking::{AUDIT_EXIT_CODES, DIFF_EXIT_CODES, EXPLAIN_EXIT_CODES, LIST_EXIT_CODES};
 pub(crate) use looking::{
-    AuditArgs, Basis, DesiredFlags, DiffArgs, DiffFormat, ExplainArgs, ExplainFormat, ListArgs,
-    ObservedFlags, Origin,
+    AuditArgs, AuditFormat, Basis, DesiredFlags, DiffArgs, DiffFormat, ExplainArgs, ExplainFormat,
+    ListArgs, ObservedFlags, Origin,
 };
 
 /// A Kubernetes service proxy for nftables
@@ -93,6 +93,7 @@ impl Command {
 }
 
 #[derive(Debug, Args)]
+#[command(group = needs_manifests())]
 pub(crate) struct RunArgs {
     /// Take Services, EndpointSlices and Nodes from this file or directory instead of a cluster
     #[arg(long, value_name = "PATH", help_heading = "Manifests")]
@@ -162,9 +163,10 @@ pub(crate) struct CheckArgs {
     pub(crate) config: ConfigFlags,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum OutputFormat {
     /// One line each
+    #[default]
     Text,
     /// One JSON document
     Json,
@@ -187,25 +189,25 @@ pub(crate) struct RenderArgs {
     pub(crate) config: ConfigFlags,
 }
 
+/// A cluster knows its nodes, so that flags about them are for manifests only.
+fn needs_manifests() -> ArgGroup {
+    let flags = ArgGroup::new("about the node").args(["ips", "zone"]);
+    flags.multiple(true).requires("manifests")
+}
+
 /// What the API server would say about this node.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct NodeFlags {
     /// Address of this node, primary first; may be repeated [default: those of its interfaces]
     #[arg(
         long = "node-ip",
         value_name = "IP",
         action = clap::ArgAction::Append,
-        requires = "manifests",
         help_heading = "Manifests"
     )]
     pub(crate) ips: Vec<IpAddr>,
     /// Topology zone of this node
-    #[arg(
-        long = "node-zone",
-        value_name = "ZONE",
-        requires = "manifests",
-        help_heading = "Manifests"
-    )]
+    #[arg(long = "node-zone", value_name = "ZONE", help_heading = "Manifests")]
     pub(crate) zone: Option<String>,
 }
 

@@ -12,7 +12,7 @@ use nftproxy_core::render;
 use nftproxy_core::ruleset::FamilyRuleset;
 use serde::Serialize;
 
-use super::args::{DesiredFlags, DiffArgs, DiffFormat, NodeFlags, ObservedFlags};
+use super::args::{DesiredFlags, DiffArgs, DiffFormat, ObservedFlags};
 use super::inputs::{self, Cluster, Progress};
 use super::paint::{self, Paint};
 use crate::config::Settings;
@@ -48,7 +48,7 @@ enum Side {
 pub(crate) fn run(args: &DiffArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     progress.tell("reading both sides");
-    let families = args.family.families();
+    let families = args.output.family.families();
     let from = side(&args.from, args, settings)?;
     let to = side(&args.to, args, settings)?;
     drop(progress);
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &DiffArgs, settings: &Settings) -> anyhow::Result<ExitCo
     if families.contains(&IpFamily::V6) {
         all.compare::<V6>(&from, &to);
     }
-    paint::print(&match args.output {
+    paint::print(&match args.output.output {
         DiffFormat::Text => all.text(Paint::of_stdout()),
         DiffFormat::Nft => all.script.clone(),
         DiffFormat::Json => paint::json(&Document {
@@ -84,7 +84,7 @@ fn document(change: &ServiceChange) -> DocumentChange<'_> {
 /// `kernel`, `cluster`, or a file: a listing, or manifests.
 fn side(name: &str, args: &DiffArgs, settings: &Settings) -> anyhow::Result<Side> {
     let of_listing = |ruleset| -> anyhow::Result<Side> {
-        let listing = inputs::listing(&ObservedFlags { ruleset }, args.family.families())?;
+        let listing = inputs::listing(&ObservedFlags { ruleset }, args.output.family.families())?;
         if let Some(unread) = listing.unread.first() {
             anyhow::bail!("{name} cannot be read as a whole: {unread}");
         }
@@ -93,10 +93,7 @@ fn side(name: &str, args: &DiffArgs, settings: &Settings) -> anyhow::Result<Side
     let of_cluster = |manifests| -> anyhow::Result<Side> {
         let flags = DesiredFlags {
             manifests,
-            node: NodeFlags {
-                ips: args.ips.clone(),
-                zone: args.zone.clone(),
-            },
+            node: args.node.clone(),
         };
         let is_this_kernel = [&args.from, &args.to].iter().any(|side| *side == "kernel");
         Ok(Side::Cluster(Box::new(inputs::cluster(

@@ -117,6 +117,29 @@ pub(crate) fn listing(flags: &ObservedFlags, families: &[IpFamily]) -> anyhow::R
     }
 }
 
+/// Where desired state comes from, for people.
+pub(crate) fn desired_text(flags: &DesiredFlags) -> String {
+    let paths = flags
+        .manifests
+        .iter()
+        .map(|path| path.display().to_string());
+    let paths: Vec<_> = paths.collect();
+    if paths.is_empty() {
+        "the API server".into()
+    } else {
+        paths.join(", ")
+    }
+}
+
+/// Where observed state comes from, for people.
+pub(crate) fn observed_text(flags: &ObservedFlags) -> String {
+    match &flags.ruleset {
+        None => "this host's kernel".into(),
+        Some(path) if path == Path::new("-") => "a listing on standard input".into(),
+        Some(path) => path.display().to_string(),
+    }
+}
+
 fn text(path: &Path) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     if path == Path::new("-") {

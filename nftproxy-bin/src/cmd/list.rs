@@ -198,7 +198,8 @@ pub(super) fn document_endpoint(endpoint: &EndpointRow) -> DocumentEndpoint<'_> 
     }
 }
 
-fn address(at: &DestinationRow, family: IpFamily) -> String {
+/// Where a destination is; a NodePort is at the node.
+pub(super) fn address(at: &DestinationRow, family: IpFamily) -> String {
     let port = at.address.port;
     match (at.address.ip, family) {
         (Some(ip), _) => std::net::SocketAddr::new(ip, port.get()).to_string(),

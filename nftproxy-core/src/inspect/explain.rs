@@ -74,7 +74,7 @@ pub fn explain_ruleset<F: Family>(
 }
 
 /// Gives the rules of a kernel their text.
-fn with_texts<F: Family>(ruleset: &FamilyRuleset<F>) -> FamilyRuleset<F> {
+pub(super) fn with_texts<F: Family>(ruleset: &FamilyRuleset<F>) -> FamilyRuleset<F> {
     let mut ruleset = ruleset.clone();
     for rule in ruleset.skeleton.chains.values_mut().flatten() {
         rule.text = text::<F>(rule);

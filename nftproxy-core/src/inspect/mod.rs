@@ -1,8 +1,8 @@
 //! What a node's rules are, compared with what they should be, for people.
 //!
 //! Nothing here reads or changes anything: what is desired comes as [`Desired`], what was found as
-//! a [`Listing`], from a kernel or from a file. Entry points: [`audit()`], [`services()`] and
-//! [`explain()`].
+//! a [`Listing`], from a kernel or from a file. Entry points: [`audit()`], [`services()`],
+//! [`explain()`] and [`traffic()`].
 
 mod audit;
 mod chains;
@@ -17,6 +17,7 @@ mod others;
 mod owners;
 mod raise;
 mod services;
+mod traffic;
 
 use std::collections::BTreeSet;
 
@@ -34,6 +35,7 @@ pub use finding::{Finding, Kind, Severity};
 pub use found::services_of;
 pub use others::is_kube_proxys;
 pub use services::{DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services};
+pub use traffic::{Client, DestinationTraffic, End, ServiceTraffic, Source, TrafficWay, traffic};
 
 /// What the rules are made from.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{FamilyChoice, NodeFlags, OutputFormat};
+use super::{FamilyChoice, NodeFlags, OutputFormat, needs_manifests};
 use crate::config::ConfigFlags;
 
 pub(super) const AUDIT_EXIT_CODES: &str = "\
@@ -38,6 +38,7 @@ has does not count.";
 
 /// Where desired state comes from. Without files it is the API server, as for `run`.
 #[derive(Debug, Args)]
+#[command(group = needs_manifests())]
 pub(crate) struct DesiredFlags {
     /// Take Services, EndpointSlices, Nodes and ServiceCIDRs from this file or directory instead of
     /// a cluster: manifests, `kubectl get -o json`, or recorded lists in JSON or protobuf; may be
@@ -62,19 +63,19 @@ pub(crate) struct ObservedFlags {
     pub(crate) ruleset: Option<PathBuf>,
 }
 
-/// How results are printed.
+/// How results are printed, in one of a command's formats.
 #[derive(Debug, Args)]
-pub(crate) struct OutputFlags {
+pub(crate) struct OutputFlags<Format: ValueEnum + Default + Send + Sync + 'static> {
     /// How to print
     #[arg(
         short,
         long,
         value_enum,
         value_name = "FORMAT",
-        default_value_t = OutputFormat::Text,
+        default_value_t = Format::default(),
         help_heading = "Output"
     )]
-    pub(crate) output: OutputFormat,
+    pub(crate) output: Format,
     /// The IP family that is looked at
     #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
     pub(crate) family: FamilyChoice,
@@ -87,12 +88,22 @@ pub(crate) struct AuditArgs {
     #[command(flatten)]
     pub(crate) observed: ObservedFlags,
     #[command(flatten)]
-    pub(crate) output: OutputFlags,
-    /// Print no more findings than so many as text; 0 prints all
-    #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Output")]
-    pub(crate) limit: usize,
+    pub(crate) output: OutputFlags<AuditFormat>,
+    /// Print no more findings than so many as text or on a page; 0 prints all [default: 200 as
+    /// text, 2000 on a page]
+    #[arg(long, value_name = "N", help_heading = "Output")]
+    pub(crate) limit: Option<usize>,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum AuditFormat {
+    #[default]
+    Text,
+    Json,
+    /// A page for browsers, in one file
+    Html,
 }
 
 #[derive(Debug, Args)]
@@ -120,7 +131,7 @@ pub(crate) struct ListArgs {
     #[arg(short, long, help_heading = "Output")]
     pub(crate) wide: bool,
     #[command(flatten)]
-    pub(crate) output: OutputFlags,
+    pub(crate) output: OutputFlags<OutputFormat>,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }
@@ -190,37 +201,18 @@ pub(crate) struct DiffArgs {
     /// What is to be there
     #[arg(value_name = "TO")]
     pub(crate) to: String,
-    /// Address of this node, primary first; may be repeated [default: what its Node object says]
-    #[arg(
-        long = "node-ip",
-        value_name = "IP",
-        action = clap::ArgAction::Append,
-        help_heading = "Manifests"
-    )]
-    pub(crate) ips: Vec<IpAddr>,
-    /// Topology zone of this node
-    #[arg(long = "node-zone", value_name = "ZONE", help_heading = "Manifests")]
-    pub(crate) zone: Option<String>,
-    /// How to print
-    #[arg(
-        short,
-        long,
-        value_enum,
-        value_name = "FORMAT",
-        default_value_t = DiffFormat::Text,
-        help_heading = "Output"
-    )]
-    pub(crate) output: DiffFormat,
-    /// The IP family that is looked at
-    #[arg(long, value_enum, default_value_t = FamilyChoice::Both, help_heading = "Output")]
-    pub(crate) family: FamilyChoice,
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags<DiffFormat>,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum DiffFormat {
     /// Services, and the script
+    #[default]
     Text,
     Json,
     /// The script alone

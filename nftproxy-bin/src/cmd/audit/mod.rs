@@ -1,19 +1,27 @@
 //! `nftproxy audit`: the kernel's rules against what the cluster asks for.
 
+mod page;
+
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use nftproxy_core::inspect::{Finding, Report, Severity, audit};
+use nftproxy_core::inspect::{Finding, Report, ServiceTraffic, Severity, audit, traffic};
+use nftproxy_core::listing::Listing;
+use nftproxy_core::model::{IpFamily, V4, V6};
 use nftproxy_core::ruleset::Table;
 use serde::Serialize;
 
-use super::args::{AuditArgs, OutputFormat};
-use super::inputs::{self, Progress};
+use super::args::{AuditArgs, AuditFormat};
+use super::inputs::{self, Cluster, Progress};
 use super::paint::{self, Columns, Paint};
 use crate::config::Settings;
 
 /// The version of the JSON document. It changes when what is there changes its meaning.
 const DOCUMENT_VERSION: u32 = 1;
+/// Findings that are printed unless told otherwise.
+const TEXT_LIMIT: usize = 200;
+/// Findings on a page unless told otherwise, so that a browser can show it.
+const PAGE_LIMIT: usize = 2000;
 
 /// How an audit ends, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -85,17 +93,51 @@ pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitC
             progress.tell(what);
         },
     );
-    drop(progress);
     let outcome = outcome(&report);
-    paint::print(&match args.output.output {
-        OutputFormat::Text => text(&report, args.limit, Paint::of_stdout()),
-        OutputFormat::Json => paint::json(&document(&report, outcome))?,
-    })?;
+    let printed = match args.output.output {
+        AuditFormat::Text => text(
+            &report,
+            args.limit.unwrap_or(TEXT_LIMIT),
+            Paint::of_stdout(),
+        ),
+        AuditFormat::Json => paint::json(&document(&report, outcome))?,
+        AuditFormat::Html => {
+            progress.tell("following connections");
+            page::page(&page::Page {
+                node: &super::node_name(settings)?,
+                observed: &inputs::observed_text(&args.observed),
+                desired: &inputs::desired_text(&args.desired),
+                time: crate::wall_clock::now(),
+                report: &report,
+                outcome,
+                traffic: &all_traffic(&cluster, &listing, families),
+                limit: args.limit.unwrap_or(PAGE_LIMIT),
+            })
+        }
+    };
+    drop(progress);
+    paint::print(&printed)?;
     Ok(ExitCode::from(match outcome {
         Outcome::Clean => 0,
         Outcome::Findings => 1,
         Outcome::Unknown => 2,
     }))
+}
+
+/// The ways of all connections, by the name of the Service.
+fn all_traffic(cluster: &Cluster, listing: &Listing, families: &[IpFamily]) -> Vec<ServiceTraffic> {
+    let (desired, local) = (cluster.desired(), cluster.local.as_slice());
+    let mut all = Vec::new();
+    if families.contains(&IpFamily::V4) {
+        all.extend(traffic::<V4>(desired, Some(listing), local));
+    }
+    if families.contains(&IpFamily::V6) {
+        all.extend(traffic::<V6>(desired, Some(listing), local));
+    }
+    all.sort_by(|a, b| {
+        (&a.row.service_port, a.row.family).cmp(&(&b.row.service_port, b.row.family))
+    });
+    all
 }
 
 fn outcome(report: &Report) -> Outcome {
@@ -192,17 +234,10 @@ fn text(report: &Report, limit: usize, paint: Paint) -> String {
     for unread in &report.unread {
         let _ = writeln!(text, "{}: {unread}", paint.bad("could not be read"));
     }
-    let count = |severity| {
-        report
-            .findings
-            .iter()
-            .filter(|finding| finding.severity == severity)
-            .count()
-    };
     let (errors, warnings, notes) = (
-        count(Severity::Error),
-        count(Severity::Warning),
-        count(Severity::Note),
+        report.count(Severity::Error),
+        report.count(Severity::Warning),
+        report.count(Severity::Note),
     );
     let scope = &report.scope;
     let verdict = match outcome(report) {
