@@ -7,7 +7,7 @@ MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test instructions kernels check bless
+.PHONY: help setup demo bench test instructions soak kernels check bless
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ test: setup ## all tests, namespaces with real packets included
 
 instructions: setup ## count the hot loops' instructions, which must not grow
 	$(CARGO) bench --profile instructions --package nftproxy-core --bench instructions
+
+SEED ?=
+LENGTH ?= 2m
+soak: setup ## all kinds of misfortune at random, under traffic; LENGTH=8h, SEED=n (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make soak needs root: it makes network namespaces"; exit 1; fi
+	$(CARGO) build --package nftproxy-bin --package integration
+	$(CARGO) run --quiet --package integration --bin soak -- --length $(LENGTH) $(if $(SEED),--seed $(SEED))
 
 kernels: ## the suites on other kernels, in virtual machines; a quarter of an hour
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(MACHINE_PACKAGES)"

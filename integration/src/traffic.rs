@@ -332,7 +332,8 @@ pub fn probe_many(
     })
 }
 
-fn probe_here(protocol: Protocol, to: SocketAddr, options: ProbeOptions) -> Outcome {
+/// Like [`probe`], from the namespace of the calling thread.
+pub fn probe_here(protocol: Protocol, to: SocketAddr, options: ProbeOptions) -> Outcome {
     let answer = match protocol {
         Protocol::Udp => ask_datagram(to, options, b"probe\n"),
         Protocol::Tcp | Protocol::Sctp => connect_stream(protocol, to, options)
@@ -468,7 +469,16 @@ impl Flow {
     ///
     /// As [`open`](Self::open).
     pub fn open_by(namespace: &Namespace, protocol: Protocol, to: SocketAddr) -> io::Result<Self> {
-        let stream = namespace.run(|| connect_stream(protocol, to, ProbeOptions::default()))?;
+        namespace.run(|| Self::open_here(protocol, to))
+    }
+
+    /// Like [`open_by`](Self::open_by), from the namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_here(protocol: Protocol, to: SocketAddr) -> io::Result<Self> {
+        let stream = connect_stream(protocol, to, ProbeOptions::default())?;
         let mut reader = BufReader::new(stream);
         read_answer(&mut reader)?;
         Ok(Self { reader })

@@ -36,6 +36,7 @@
 //! Nothing is written before both first lists, of Services and of slices, are complete: half a list
 //! would cut off what the kernel already serves.
 
+mod cpu;
 mod event;
 pub mod flows;
 mod half;
@@ -389,23 +390,25 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     /// What others did, in both families.
     fn repair(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
         self.take_dirty();
-        let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
-        let v4 = self.v4.as_mut();
-        let v4 = v4.and_then(|v4| v4.repair(state, node, ips).transpose());
-        if is_new_table(&v4)
-            && let Some(v6) = &mut self.v6
-        {
-            v6.suspect();
-        }
-        let v6 = self.v6.as_mut();
-        let v6 = v6.and_then(|v6| v6.repair(state, node, ips).transpose());
+        let (used, (v4, v6)) = cpu::used_by(|| {
+            let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
+            let v4 = self.v4.as_mut();
+            let v4 = v4.and_then(|v4| v4.repair(state, node, ips).transpose());
+            if is_new_table(&v4)
+                && let Some(v6) = &mut self.v6
+            {
+                v6.suspect();
+            }
+            let v6 = self.v6.as_mut();
+            let v6 = v6.and_then(|v6| v6.repair(state, node, ips).transpose());
+            (v4, v6)
+        });
         let mut ended = Ended::default();
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
         let is_success = ended.failures.is_empty();
         outcomes.extend(ended.failures);
-        self.schedule
-            .repaired(now + ended.took, ended.took, is_success);
+        self.schedule.repaired(now + ended.took, used, is_success);
         if self.is_doubtful() {
             self.schedule.damaged();
         }

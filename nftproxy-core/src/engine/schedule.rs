@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 /// [`Syncer::delete_unused_chains`](crate::sync::Syncer::delete_unused_chains).
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 
-/// A repair is worth a pause of so many times its length, so that somebody who damages the table in
-/// a loop cannot have more than a twentieth of a core,
+/// A repair is worth a pause of so many times what it used of the CPU, so that somebody who damages
+/// the table in a loop cannot have more than a twentieth of a core,
 const REPAIR_PAUSE: u32 = 19;
 /// but pauses of so much together may be owed: what happens now and then is repaired at once. That is
 /// half a second's worth of repairs.
@@ -171,12 +171,12 @@ impl Schedule {
         self.tidy_at = is_success.then_some(now + TIDY_DELAY);
     }
 
-    /// The tables have been looked at for repair, which took so long; at the end of that it is
-    /// `now`.
-    pub(super) fn repaired(&mut self, now: Instant, took: Duration, is_success: bool) {
+    /// The tables have been looked at for repair, which used so much of the CPU; at the end of that
+    /// it is `now`.
+    pub(super) fn repaired(&mut self, now: Instant, used: Duration, is_success: bool) {
         self.is_damaged = !is_success;
-        let owed = self.paused_until + took * (1 + REPAIR_PAUSE);
-        self.paused_until = owed.max(now + took * REPAIR_PAUSE);
+        let owed = self.paused_until + used * (1 + REPAIR_PAUSE);
+        self.paused_until = owed.max(now + used * REPAIR_PAUSE);
         let affordable_at = self.paused_until.checked_sub(REPAIR_CREDIT).unwrap_or(now);
         let retry_at = if is_success {
             self.failed_repairs = 0;

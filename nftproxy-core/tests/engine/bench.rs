@@ -32,6 +32,8 @@ pub(crate) struct Shared<F: Family> {
     pub(crate) fake: Arc<Mutex<FakeKernel<F>>>,
     is_broken: Arc<AtomicBool>,
     pub(crate) is_forbidden: Arc<AtomicBool>,
+    /// Commits have to wait for others.
+    pub(crate) is_slow: Arc<AtomicBool>,
 }
 
 impl<F: Family> Default for Shared<F> {
@@ -40,6 +42,7 @@ impl<F: Family> Default for Shared<F> {
             fake: Arc::default(),
             is_broken: Arc::default(),
             is_forbidden: Arc::default(),
+            is_slow: Arc::default(),
         }
     }
 }
@@ -78,6 +81,9 @@ impl<F: Family> Kernel<F> for Shared<F> {
         }
         if self.is_forbidden.load(Ordering::Relaxed) {
             return Err(ApplyError::NotPermitted);
+        }
+        if self.is_slow.load(Ordering::Relaxed) {
+            std::thread::sleep(SECOND);
         }
         let mut fake = self.fake.lock().unwrap();
         if self.is_broken.load(Ordering::Relaxed) {

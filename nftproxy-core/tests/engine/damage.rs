@@ -1,5 +1,7 @@
 //! Others' hands in our tables: what is looked at, what is mended, what is said of it, and when.
 
+use std::sync::atomic::Ordering;
+
 use nftproxy_core::apply::{Change, Culprit, Incident, Object};
 use nftproxy_core::engine::{Cause, Event, Outcome, Task};
 use nftproxy_core::model::{Family, IpFamily};
@@ -225,6 +227,21 @@ fn a_fight_is_counted() {
     let outcomes = bench.pass(SECOND);
     let is_first = |outcome: &Outcome| matches!(outcome, Outcome::Repaired { streak: 1, .. });
     assert!(outcomes.iter().any(is_first), "{outcomes:?}");
+}
+
+/// A repair that had to wait for the machine's other work has used little, and the next is not put
+/// off for it.
+#[test]
+fn a_repair_that_waited_puts_off_none() {
+    let mut bench = in_step();
+    bench.v4.is_slow.store(true, Ordering::Relaxed);
+    for streak in 1..=2 {
+        let incident = delete_elements(&bench.v4, SetName::ClusterIps);
+        bench.apply(Event::Touched(incident));
+        let outcomes = bench.pass(3 * SECOND);
+        let is_next = |outcome: &Outcome| matches!(outcome, Outcome::Repaired { streak: n, .. } if *n == streak);
+        assert!(outcomes.iter().any(is_next), "{outcomes:?}");
+    }
 }
 
 /// A refusal is tried again soon, and less and less often.
