@@ -210,9 +210,9 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             return Ok(None);
         }
         let start = Instant::now();
-        let mut elements = self.compilation.elements();
         let mut scratch = Vec::new();
-        elements.retain(|element| scope.contains(element, &mut scratch));
+        let is_touched = |element: &Element<F>| scope.contains(element, &mut scratch);
+        let elements = self.compilation.elements_that(is_touched);
         let desired = FamilyRuleset {
             skeleton: installed.skeleton.clone(),
             picks: installed.picks.clone(),

@@ -296,21 +296,42 @@ impl<F: Family> Compilation<F> {
     }
 
     /// All elements.
-    pub(crate) fn elements(&self) -> Vec<Element<F>> {
-        let mut delete = Vec::new();
-        let mut elements = Vec::new();
-        for rules in self.services.values().flat_map(|service| &service.ports) {
+    fn elements(&self) -> Vec<Element<F>> {
+        let (mut delete, mut elements) = (Vec::new(), Vec::new());
+        for rules in self.ports() {
             port::diff(None, Some(rules), &mut delete, &mut elements);
         }
-        elements.extend(self.cluster_ips.iter().map(Element::cluster_ip));
-        elements.extend(self.hairpin.iter().map(Element::hairpin));
-        elements.extend(
-            self.node_port_ips
-                .iter()
-                .copied()
-                .map(Element::node_port_ip),
-        );
+        elements.extend(self.shared_elements());
         elements
+    }
+
+    /// Those elements that are wanted.
+    pub(crate) fn elements_that(
+        &self,
+        mut is_wanted: impl FnMut(&Element<F>) -> bool,
+    ) -> Vec<Element<F>> {
+        let (mut delete, mut of_port) = (Vec::new(), Vec::new());
+        let mut elements = Vec::new();
+        for rules in self.ports() {
+            port::diff(None, Some(rules), &mut delete, &mut of_port);
+            elements.extend(of_port.drain(..).filter(&mut is_wanted));
+        }
+        elements.extend(self.shared_elements().filter(is_wanted));
+        elements
+    }
+
+    fn ports(&self) -> impl Iterator<Item = &port::PortRules<F>> {
+        self.services.values().flat_map(|service| &service.ports)
+    }
+
+    /// Elements that several Service ports may need.
+    fn shared_elements(&self) -> impl Iterator<Item = Element<F>> {
+        let cluster_ips = self.cluster_ips.iter().map(Element::cluster_ip);
+        let hairpin = self.hairpin.iter().map(Element::hairpin);
+        let node_port_ips = self.node_port_ips.iter().copied();
+        cluster_ips
+            .chain(hairpin)
+            .chain(node_port_ips.map(Element::node_port_ip))
     }
 
     /// Brings a Service's claims up to date. Adds the Services that win or lose by it to

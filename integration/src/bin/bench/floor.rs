@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use integration::netns::Namespace;
-use nftproxy_core::apply::netlink::Netlink;
-use nftproxy_core::apply::{ApplyError, Committed, Kernel};
+use nftproxy_core::apply::netlink::{Monitor, Netlink};
+use nftproxy_core::apply::{ApplyError, Committed, Kernel, Keys, Scope};
 use nftproxy_core::diff::{Counts, Delta, Observed, TableChange};
 use nftproxy_core::model::{Family, Node, ServiceName, State};
+use nftproxy_core::ruleset::Table;
 use nftproxy_core::ruleset::element::Element;
 use nftproxy_core::ruleset::name::SetName;
 use nftproxy_core::ruleset::schema::schema;
-use nftproxy_core::sync::{Syncer, Timings};
+use nftproxy_core::sync::{Report, Syncer, Timings};
 
 use crate::netlink::{Socket, set_dump};
 
@@ -45,6 +46,26 @@ impl Bed {
             dumps: self.floor.run(Socket::open)?,
             spent: Spent::default(),
         })
+    }
+
+    /// Hears of what others do in the first.
+    pub(crate) fn listen(&self, twin: &mut Twin) -> Result<Monitor> {
+        let mut monitor = self.main.run(|| Monitor::open(&Table::default(), None))?;
+        monitor.know(&mut twin.main);
+        Ok(monitor)
+    }
+
+    /// Another program does something in both.
+    pub(crate) fn exec(&self, command: &[&str]) -> Result<()> {
+        for namespace in [&self.main, &self.floor] {
+            namespace.exec(command)?;
+        }
+        Ok(())
+    }
+
+    /// A raw socket that hears of the same.
+    pub(crate) fn listening_socket(&self) -> Result<Socket> {
+        self.main.run(Socket::listen)
     }
 
     /// Empties both. The kernel takes namespaces apart some time after they are gone, at the
@@ -106,6 +127,18 @@ impl<F: Family> Kernel<F> for Twin {
         if observed.is_some() {
             let listed = |set: &SetName| !schema(*set).is_dynamic();
             let sets: Vec<_> = SetName::ALL.into_iter().filter(listed).collect();
+            self.dump::<F>(&sets)?;
+        }
+        Ok(observed)
+    }
+
+    fn list_part(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
+        let start = Instant::now();
+        let observed = self.main.list_part(scope)?;
+        self.spent.list += start.elapsed();
+        if let (Some(_), Scope::Sets(sets)) = (&observed, scope) {
+            let whole = sets.iter().filter(|(_, keys)| matches!(keys, Keys::All));
+            let sets: Vec<_> = whole.map(|(set, _)| *set).collect();
             self.dump::<F>(&sets)?;
         }
         Ok(observed)
@@ -223,8 +256,29 @@ pub(crate) fn sync_dirty<F: Family>(
     dirty: &BTreeSet<ServiceName>,
     start: Instant,
 ) -> Result<Cost> {
+    measured(syncer, start, |syncer| syncer.sync(state, node, dirty))
+}
+
+/// One repair, which began at `start`.
+pub(crate) fn repair<F: Family>(
+    syncer: &mut Syncer<F, Twin>,
+    scope: &Scope,
+    state: &State,
+    start: Instant,
+) -> Result<Cost> {
+    let (node, nothing) = (crate::cluster::node(), BTreeSet::new());
+    measured(syncer, start, |syncer| {
+        syncer.repair(scope, state, &node, &nothing)
+    })
+}
+
+fn measured<F: Family>(
+    syncer: &mut Syncer<F, Twin>,
+    start: Instant,
+    sync: impl FnOnce(&mut Syncer<F, Twin>) -> Result<Report, ApplyError>,
+) -> Result<Cost> {
     syncer.kernel_mut().spent = Spent::default();
-    let report = syncer.sync(state, node, dirty).context("a sync failed")?;
+    let report = sync(syncer).context("a sync failed")?;
     let elapsed = start.elapsed();
     let spent = syncer.kernel().spent;
     Ok(Cost {

@@ -9,8 +9,8 @@ use nftproxy_core::model::{Family, IpFamily};
 use nftproxy_core::ruleset::name::TABLE;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
-    socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, connect, recv,
+    send, setsockopt, socket, sockopt,
 };
 
 const HEADER_LEN: usize = 16;
@@ -21,8 +21,11 @@ const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
+const NFNLGRP_NFTABLES: u32 = 7;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// Bytes of notifications that may wait.
+const QUEUE: usize = 8 * 1024 * 1024;
 /// As large as the kernel makes use of.
 const RECEIVE_BUFFER: usize = 64 * 1024;
 
@@ -35,6 +38,23 @@ pub(crate) struct Socket {
 
 impl Socket {
     pub(crate) fn open() -> Result<Self> {
+        let socket = Self::unbound()?;
+        connect(socket.descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))
+            .context("connecting a netlink socket to the kernel")?;
+        Ok(socket)
+    }
+
+    /// One that is told of all changes of nf_tables.
+    pub(crate) fn listen() -> Result<Self> {
+        let socket = Self::unbound()?;
+        setsockopt(&socket.descriptor, sockopt::RcvBufForce, &QUEUE).context("asking for room")?;
+        let groups = 1 << (NFNLGRP_NFTABLES - 1);
+        bind(socket.descriptor.as_raw_fd(), &NetlinkAddr::new(0, groups))
+            .context("joining the group of nf_tables")?;
+        Ok(socket)
+    }
+
+    fn unbound() -> Result<Self> {
         let descriptor = socket(
             AddressFamily::Netlink,
             SockType::Raw,
@@ -42,8 +62,6 @@ impl Socket {
             SockProtocol::NetlinkNetFilter,
         )
         .context("opening a netlink socket")?;
-        connect(descriptor.as_raw_fd(), &NetlinkAddr::new(0, 0))
-            .context("connecting a netlink socket to the kernel")?;
         Ok(Self {
             descriptor,
             buffer: vec![0; RECEIVE_BUFFER],
@@ -82,6 +100,19 @@ impl Socket {
             Err(Errno::EAGAIN) => Ok(()),
             Err(error) => Err(error).context("receiving answers"),
             Ok(length) => bail!("the kernel refused a request: {}", self.error(length)),
+        }
+    }
+
+    /// Receives what there is, and returns how many bytes that was.
+    pub(crate) fn receive_all(&mut self) -> Result<usize> {
+        let mut received = 0;
+        loop {
+            let descriptor = self.descriptor.as_raw_fd();
+            match recv(descriptor, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => received += length,
+                Err(Errno::EAGAIN) => return Ok(received),
+                Err(error) => return Err(error).context("receiving notifications"),
+            }
         }
     }
 

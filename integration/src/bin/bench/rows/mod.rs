@@ -9,6 +9,7 @@ mod conntrack;
 mod daemon;
 mod data_path;
 mod decode;
+mod repair;
 mod restart;
 
 use std::time::Duration;
@@ -56,6 +57,7 @@ pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
         change::jobs,
         burst::jobs,
         restart::jobs,
+        repair::jobs,
         affinity::jobs,
         conntrack::jobs,
         decode::jobs,
