@@ -99,6 +99,17 @@ pub(crate) struct RunArgs {
     pub(crate) manifests: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
+    /// Remove kube-proxy's rules in all its modes once ours are there, those of its nftables mode in
+    /// the same transaction [default: true, or false with --manifests]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Takeover"
+    )]
+    pub(crate) take_over: Option<bool>,
     #[command(flatten)]
     pub(crate) instead: Instead,
     #[command(flatten)]
