@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use integration::daemon::binary;
 use integration::kube_proxy::{self, affinity_set};
 use integration::lab::{CLIENT, Dual};
 use integration::manifest::{SERVICE_PORT, cluster_ip};
@@ -183,6 +184,8 @@ fn a_takeover_from_nftables_mode_is_not_noticed() {
     in_sandbox(|| {
         let bed = Bed::new();
         bed.put_both();
+        // It may have to be built, which would outlast what is remembered.
+        binary().unwrap();
         bed.load(&kube_proxy::nftables(&SERVICES));
         let mut flows = bed.open_flows();
         let (mut kept, mut silent) = (Vec::new(), 0);
