@@ -8,11 +8,11 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::daemon::binary;
+use integration::daemon::{binary, run};
 use integration::kube_proxy::{self, affinity_set};
 use integration::lab::{CLIENT, Dual};
 use integration::manifest::{SERVICE_PORT, cluster_ip};
-use integration::netns::{Namespace, in_sandbox};
+use integration::netns::{Namespace, in_sandbox, skip};
 use integration::traffic::{Flow, Protocol, Stream, probe_many};
 use serde_json::json;
 
@@ -262,5 +262,112 @@ fn a_takeover_from_nftables_mode_is_not_noticed() {
         assert_eq!(of_client("192.0.2.202"), [""; 0]);
         assert!(!of_client(&CLIENT.v4.to_string()).is_empty());
         daemon.stop().unwrap();
+    });
+}
+
+/// kube-proxy's modes that this system can have.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Mode {
+    Nftables,
+    Iptables,
+}
+
+fn modes() -> Vec<Mode> {
+    if Command::new("iptables-nft")
+        .arg("--version")
+        .output()
+        .is_ok()
+    {
+        return vec![Mode::Nftables, Mode::Iptables];
+    }
+    skip("iptables is not installed");
+    vec![Mode::Nftables]
+}
+
+impl Bed {
+    /// Makes what kube-proxy has in this mode.
+    fn load_mode(&self, mode: Mode) {
+        let node = &self.lab.node;
+        match mode {
+            Mode::Nftables => self.load(&kube_proxy::nftables(&SERVICES)),
+            Mode::Iptables => {
+                for (program, is_v4) in [
+                    ("iptables-nft-restore", true),
+                    ("ip6tables-nft-restore", false),
+                ] {
+                    let rules = kube_proxy::iptables(is_v4, &SERVICES);
+                    node.exec_with_input(&[program], &rules).unwrap();
+                }
+            }
+        }
+    }
+
+    fn has_mode(&self, mode: Mode) -> bool {
+        let needle = match mode {
+            Mode::Nftables => "table ip kube-proxy {",
+            Mode::Iptables => "KUBE-SERVICES",
+        };
+        let ruleset = self.lab.node.exec(&["nft", "list", "ruleset"]).unwrap();
+        ruleset.contains(needle)
+    }
+}
+
+/// O-144, O-146, O-152: from each mode and back to it, under traffic. What exists goes on, and what
+/// comes new never fails: our rules serve until kube-proxy's do, and the other way round.
+#[test]
+fn there_and_back_from_each_mode() {
+    in_sandbox(|| {
+        binary().unwrap();
+        for mode in modes() {
+            let bed = Bed::new();
+            bed.put_both();
+            bed.load_mode(mode);
+            let mut flows = bed.open_flows();
+            let streams = bed.start_streams();
+            sleep(Duration::from_millis(200));
+            let daemon = bed.start_proxy_with(&["--take-over=true"]);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while bed.has_mode(mode) {
+                assert!(Instant::now() < deadline, "{mode:?}\n{}", daemon.log());
+                sleep(Duration::from_millis(20));
+            }
+            assert_alive(&mut flows);
+            flows.extend(bed.open_flows());
+            daemon.stop().unwrap();
+            bed.load_mode(mode);
+            let cleanup = run(&bed.lab.node, &["cleanup", "--only-ours"]).unwrap();
+            assert_eq!(cleanup.code, Some(0), "{}", cleanup.err);
+            sleep(Duration::from_millis(200));
+            assert_no_gap(streams);
+            assert_alive(&mut flows);
+            let tables = bed.tables();
+            assert!(!tables.contains("nftproxy"), "{tables}");
+            assert!(bed.has_mode(mode));
+            // Their rules alone serve.
+            flows.extend(bed.open_flows());
+            assert_alive(&mut flows);
+        }
+    });
+}
+
+/// O-147, O-151: with all rules gone, of ours and of kube-proxy's, connections go on, if anybody has
+/// a nat chain still: the kernel translates for as long as there is one.
+#[test]
+fn connections_outlive_a_cleanup() {
+    const OTHERS: &str =
+        "table inet other { chain c { type nat hook postrouting priority 100; }; }";
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.put_both();
+        bed.start_proxy().stop().unwrap();
+        let mut flows = bed.open_flows();
+        bed.load_mode(Mode::Nftables);
+        bed.load(OTHERS);
+        let cleanup = run(&bed.lab.node, &["cleanup"]).unwrap();
+        assert_eq!(cleanup.code, Some(0), "{}", cleanup.err);
+        assert_eq!(bed.tables(), "table inet other\n");
+        assert_alive(&mut flows);
+        let to = (cluster_ip(PLAIN).v4, SERVICE_PORT).into();
+        assert!(Flow::open(Source::Pod3.namespace(&bed.lab), to).is_err());
     });
 }

@@ -45,8 +45,8 @@ are taken.";
 const CLEANUP_EXIT_CODES: &str = "\
 Exit code: 0 if nothing is left, 1 if something could not be removed.
 
-Services stop working for new connections on this node until a proxy runs again. Stop the proxy \
-first: one that runs makes its rules anew.";
+Without --only-ours, Services stop working for new connections on this node until a proxy runs \
+again. Stop the proxy first: one that runs makes its rules anew.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -150,6 +150,9 @@ pub(crate) struct Instead {
 
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArgs {
+    /// Leave kube-proxy's rules: the last step back to it, which nobody notices once it serves
+    #[arg(long, help_heading = "What to remove")]
+    pub(crate) only_ours: bool,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }

@@ -4,7 +4,7 @@
 //! Rules that stay go on translating connections to endpoints that may be gone. Sysctls, loaded
 //! modules and connections are left alone, as kube-proxy leaves them, and so are the kubelet's
 //! chains. Entry points:
-//! [`remove_other_modes_in_background`] and [`remove_all`].
+//! [`remove_other_modes_in_background`] and [`remove`].
 
 mod iptables;
 mod ipvs;
@@ -45,10 +45,15 @@ pub(crate) fn remove_other_modes() -> bool {
     is_clean
 }
 
-/// Removes everything: kube-proxy's rules in all modes, and our own.
-pub(crate) fn remove_all() -> bool {
-    let mut is_clean = remove_other_modes();
-    for name in [KUBE_PROXY_TABLE, Table::default().name()] {
+/// Removes our own rules, and unless they are to stay, kube-proxy's in all modes.
+pub(crate) fn remove(only_ours: bool) -> bool {
+    let ours = Table::default();
+    let (mut is_clean, names) = if only_ours {
+        (true, &[ours.name()][..])
+    } else {
+        (remove_other_modes(), &[KUBE_PROXY_TABLE, ours.name()][..])
+    };
+    for name in names {
         for family in [IpFamily::V4, IpFamily::V6] {
             is_clean &= remove_table(family, name);
         }
