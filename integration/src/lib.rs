@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod example;
 pub mod fixtures;
 pub mod forward_proxy;
+pub mod kube_proxy;
 pub mod lab;
 pub mod manifest;
 pub mod netns;

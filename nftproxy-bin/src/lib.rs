@@ -65,14 +65,14 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
                     .with_context(|| format!("writing {}", path.display()))?;
                 info!(file = %path.display(), "Wrote configuration");
             }
-            Instead { cleanup: true, .. } => cmd::cleanup::run()?,
+            Instead { cleanup: true, .. } => cmd::cleanup::run(false)?,
             Instead {
                 init_only: true, ..
             } => cmd::init::run(&settings)?,
             _ => cmd::run::run(args, &settings, &levels)?,
         },
         Command::Check(args) => return cmd::check::run(args, &settings),
-        Command::Cleanup(_) => cmd::cleanup::run()?,
+        Command::Cleanup(args) => cmd::cleanup::run(args.only_ours)?,
         Command::Render(args) => cmd::render::run(args, &settings)?,
         Command::List(args) => return cmd::list::run(args, &settings),
         Command::Audit(args) => return cmd::audit::run(args, &settings),

@@ -4,16 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::compile::pick_rules;
+use crate::compile::{Remembered, pick_rules};
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::schema::base_chain;
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
 
 /// One atomic change of a family's table, in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta<F: Family> {
+    /// Another proxy's table of the same family, which goes in the same moment.
+    pub take_over: Option<TakeOver<F>>,
     /// What becomes of the table itself.
     pub table: TableChange,
     /// Sets and maps to create, beside those that come with the table.
@@ -32,6 +34,15 @@ pub struct Delta<F: Family> {
     pub delete_chains: Vec<ChainName>,
 }
 
+/// What becomes of another proxy's table, and of what it remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TakeOver<F: Family> {
+    /// The table to delete; if it is gone already, so much the better.
+    pub table: Table,
+    /// Elements of `affinity` to add, after all others. None exist.
+    pub remember: Vec<Remembered<F>>,
+}
+
 /// What becomes of the table and its sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableChange {
@@ -46,6 +57,7 @@ pub enum TableChange {
 impl<F: Family> Default for Delta<F> {
     fn default() -> Self {
         Self {
+            take_over: None,
             table: TableChange::Keep,
             add_sets: Vec::new(),
             add_chains: Vec::new(),
@@ -62,6 +74,7 @@ impl<F: Family> Delta<F> {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         let Self {
+            take_over,
             table,
             add_sets,
             add_chains,
@@ -71,7 +84,8 @@ impl<F: Family> Delta<F> {
             add_elements,
             delete_chains,
         } = self;
-        *table == TableChange::Keep
+        take_over.is_none()
+            && *table == TableChange::Keep
             && add_sets.is_empty()
             && add_chains.is_empty()
             && set_rules.is_empty()
@@ -83,11 +97,12 @@ impl<F: Family> Delta<F> {
 
     /// How much there is to do.
     pub fn counts(&self) -> Counts {
+        let remembered = self.take_over.as_ref().map_or(0, |it| it.remember.len());
         Counts {
             chains: self.add_chains.len() + self.delete_chains.len(),
             rules: self.set_rules.iter().map(|(_, rules)| rules.len()).sum(),
             deleted_elements: self.forget.len() + self.delete_elements.len(),
-            added_elements: self.add_elements.len(),
+            added_elements: self.add_elements.len() + remembered,
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use crate::diff::{Delta, TableChange, diff, for_each_set};
+use crate::compile::Remembered;
+use crate::diff::{Delta, TableChange, TakeOver, diff, for_each_set};
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
@@ -30,6 +31,7 @@ pub fn delta<F: Family>(delta: &Delta<F>) -> String {
 /// The same for another table.
 pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     let Delta {
+        take_over,
         table,
         add_sets,
         add_chains,
@@ -45,6 +47,12 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
         out.push_str(&text);
         out.push('\n');
     };
+    if let Some(TakeOver { table, .. }) = take_over {
+        let other = format!("{} {}", F::FAMILY.nft_name(), table.name());
+        // What is added may be deleted, whether or not it was there.
+        line(format!("add table {other}"));
+        line(format!("delete table {other}"));
+    }
     match table {
         TableChange::Keep => {}
         TableChange::Create => create_table::<F>(&at, &mut line),
@@ -77,10 +85,29 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     write_elements("delete", &at, forget, &mut line);
     write_elements("delete", &at, delete_elements, &mut line);
     write_elements("add", &at, add_elements, &mut line);
+    for remembered in take_over.iter().flat_map(|it| &it.remember) {
+        let set = remembered.element.set();
+        line(format!(
+            "add element {at} {set} {{ {} }}",
+            expiring(remembered)
+        ));
+    }
     for chain in delete_chains {
         line(format!("delete chain {at} {chain}"));
     }
     out
+}
+
+/// An element with the time it has; those have no comment.
+fn expiring<F: Family>(remembered: &Remembered<F>) -> String {
+    let Remembered {
+        element,
+        timeout,
+        expires,
+    } = remembered;
+    let (timeout, expires) = (timeout.as_millis(), expires.as_millis());
+    let times = format!(" timeout {timeout}ms expires {expires}ms : ");
+    element.nft().replacen(" : ", &times, 1)
 }
 
 fn create_table<F: Family>(at: &str, line: &mut impl FnMut(String)) {

@@ -5,6 +5,8 @@
 //! first, the one after a failure, and one now and then. Where it is known what others have touched,
 //! [`Syncer::repair`] looks at just that.
 
+mod take_over;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
-use crate::ruleset::{FamilyRuleset, Skeleton};
+use crate::ruleset::{FamilyRuleset, Skeleton, Table};
 
 /// So many elements the kernel may refuse before a full sync gives up.
 const REFUSED_MAX: usize = 16;
@@ -35,6 +37,8 @@ pub struct Syncer<F: Family, K> {
     refused: BTreeSet<Note>,
     /// The notes that were reported as being in force.
     reported: BTreeSet<Note>,
+    /// Another proxy's table that the next full sync takes over, and where NodePorts are.
+    predecessor: Option<(Table, Vec<F::Address>)>,
     /// ServiceCIDRs that were among the [`Leftovers`] already.
     known_service_cidrs: Vec<(F::Address, u8)>,
 }
@@ -69,6 +73,9 @@ pub struct Report {
     pub is_first: bool,
     /// The table was made, or made anew.
     pub is_new_table: bool,
+    /// How many entries of session affinity were carried over from another proxy's table, if it was
+    /// deleted in favour of this one.
+    pub taken_over: Option<usize>,
     /// Where the time went.
     pub timings: Timings,
 }
@@ -113,6 +120,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             installed: None,
             refused: BTreeSet::new(),
             reported: BTreeSet::new(),
+            predecessor: None,
             known_service_cidrs: Vec::new(),
         }
     }
@@ -448,6 +456,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             is_repair: false,
             is_first: false,
             is_new_table: delta.table != TableChange::Keep,
+            taken_over: delta.take_over.as_ref().map(|it| it.remember.len()),
             timings,
         }
     }
@@ -495,7 +504,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             // Endpoints may have gone while nobody looked.
             self.compilation.distrust_affinity();
         }
-        let committed = self.commit(&mut delta, &mut timings).map_err(|error| {
+        let committed = self.commit_taking_over(&mut delta, &mut timings);
+        let committed = committed.map_err(|error| {
             let culprit = error.culprit();
             let culprit = culprit.and_then(|index| delta.add_elements.get(index).cloned());
             (self.explain(state, error, &delta), culprit)
@@ -517,6 +527,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             picks,
         });
         self.refused.clone_from(refused);
+        self.predecessor = None;
         let report = self.report(true, &delta, committed, timings);
         // What there is was compiled just now, the first time, and is noted; what is gone is not.
         let come = if is_first {

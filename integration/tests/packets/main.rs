@@ -34,3 +34,4 @@ mod sctp;
 mod services;
 mod sources;
 mod table;
+mod takeover;

@@ -45,8 +45,8 @@ are taken.";
 const CLEANUP_EXIT_CODES: &str = "\
 Exit code: 0 if nothing is left, 1 if something could not be removed.
 
-Services stop working for new connections on this node until a proxy runs again. Stop the proxy \
-first: one that runs makes its rules anew.";
+Without --only-ours, Services stop working for new connections on this node until a proxy runs \
+again. Stop the proxy first: one that runs makes its rules anew.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -100,6 +100,17 @@ pub(crate) struct RunArgs {
     pub(crate) manifests: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeFlags,
+    /// Remove kube-proxy's rules in all its modes once ours are there, those of its nftables mode in
+    /// the same transaction [default: true, or false with --manifests]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        help_heading = "Takeover"
+    )]
+    pub(crate) take_over: Option<bool>,
     #[command(flatten)]
     pub(crate) instead: Instead,
     #[command(flatten)]
@@ -140,6 +151,9 @@ pub(crate) struct Instead {
 
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArgs {
+    /// Leave kube-proxy's rules: the last step back to it, which nobody notices once it serves
+    #[arg(long, help_heading = "What to remove")]
+    pub(crate) only_ours: bool,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
 }

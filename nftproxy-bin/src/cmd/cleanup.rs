@@ -4,9 +4,9 @@ use anyhow::bail;
 
 use crate::leftovers;
 
-/// Removes our tables, and kube-proxy's rules of all modes.
-pub(crate) fn run() -> anyhow::Result<()> {
-    if leftovers::remove_all() {
+/// Removes our tables, and unless only they are to go, kube-proxy's rules of all modes.
+pub(crate) fn run(only_ours: bool) -> anyhow::Result<()> {
+    if leftovers::remove(only_ours) {
         return Ok(());
     }
     bail!("encountered an error while tearing down rules")

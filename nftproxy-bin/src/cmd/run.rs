@@ -36,7 +36,7 @@ use crate::daemon::tally::Tally;
 use crate::daemon::{health_check_node_port, report};
 use crate::error::chain;
 use crate::host_settings;
-use crate::leftovers;
+use crate::leftovers::KUBE_PROXY_TABLE;
 use crate::metrics::Metrics;
 use crate::metrics::exposition::Slis;
 use crate::source::api::{Occurrence, Recorder, Regarding};
@@ -79,7 +79,12 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
             .then(|| super::node_info(&args.node));
         let expects_node = node_info.is_none();
         let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
-        let engine = engine(kernels, &this_node, expects_node, settings);
+        let takes_over = args.take_over.unwrap_or(expects_node);
+        let predecessor = takes_over
+            .then(|| Table::new(KUBE_PROXY_TABLE, 0))
+            .transpose()
+            .context("naming kube-proxy's table")?;
+        let engine = engine(kernels, &this_node, expects_node, predecessor, settings);
         let standing = Standing::new(engine.health().clone(), &families, expects_node);
         let standing = Arc::new(standing);
 
@@ -116,10 +121,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
                 recorder.clone(),
             ),
             recorder: recorder.clone(),
-            leftovers: expects_node
-                .then(leftovers::take_over_in_background)
-                .transpose()
-                .context("starting a thread that takes over")?,
+            removes_leftovers: takes_over,
         };
         let tally = Tally::new(metrics, &families);
         let proxy = Proxy::new(engine, this_node, followers, standing, tally);
@@ -195,6 +197,7 @@ fn engine(
     kernels: Kernels<Netlink, Netlink, Conntrack>,
     this_node: &ThisNode,
     expects_node: bool,
+    takes_over: Option<Table>,
     settings: &Settings,
 ) -> Engine {
     let node_patience = if expects_node {
@@ -210,6 +213,7 @@ fn engine(
             sync_period: settings.sync_period,
             comparison_period: spread(Pace::default().comparison_period),
         },
+        takes_over,
         flows: FlowOption::HandOver,
         ..Options::default()
     };

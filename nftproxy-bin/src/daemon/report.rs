@@ -10,6 +10,7 @@ use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
 
 use crate::error::chain;
+use crate::leftovers::KUBE_PROXY_TABLE;
 use crate::source::api::{Occurrence, Recorder, Regarding};
 
 /// Logs what happened. What happens with each change is for those who debug.
@@ -78,11 +79,19 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
     let Report {
         full,
         counts,
+        taken_over,
         committed,
         timings,
         is_first,
         ..
     } = report;
+    if let Some(remembered) = taken_over {
+        let name = family.nft_name();
+        info!(
+            remembered,
+            "removed table {name} {KUBE_PROXY_TABLE}, as ours takes its place"
+        );
+    }
     let elapsed = timings.total();
     let (added, deleted, bytes) = (
         counts.added_elements,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nftproxy_core::apply::{ApplyError, Kernel};
 use nftproxy_core::engine::flows::{FlowTable, Flows};
 use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
-use nftproxy_core::model::{IpFamily, V4, V6};
+use nftproxy_core::model::{V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
 use tracing::{error, warn};
@@ -20,6 +20,7 @@ use super::notify::{READY, notify};
 use super::report;
 use super::standing::Standing;
 use super::tally::Tally;
+use crate::leftovers;
 use crate::source::Event;
 use crate::source::api::Recorder;
 
@@ -34,8 +35,8 @@ pub(crate) struct Followers {
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
     /// Tells those who look at Services of what is left out.
     pub(crate) recorder: Recorder,
-    /// Removes another proxy's rules once ours are there; told of each family's first sync.
-    pub(crate) leftovers: Option<Sender<IpFamily>>,
+    /// Whether what kube-proxy left in its other modes is removed, once our rules are there.
+    pub(crate) removes_leftovers: bool,
 }
 
 /// The proxy of one node.
@@ -146,7 +147,6 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                     family, changed, ..
                 } => {
                     self.standing.synced(family);
-                    self.take_over(family);
                     let checks = self.engine.health_checks(family, &changed);
                     if self.followers.health_check_node_ports.send(checks).is_err() {
                         warn!(%family, "health-check node ports no longer follow changes");
@@ -161,19 +161,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         Ok(())
     }
 
-    /// Another proxy's rules of a family are to go once ours are there.
-    fn take_over(&self, family: IpFamily) {
-        if let Some(leftovers) = &self.followers.leftovers {
-            // If nobody listens, the process is at its end already.
-            let _ = leftovers.send(family);
-        }
-    }
-
     /// What is done once, when all families are in step.
     fn finish_start(&mut self) {
         if !self.is_ready && self.engine.has_synced() {
             self.is_ready = true;
-            self.followers.leftovers = None;
+            if self.followers.removes_leftovers {
+                leftovers::remove_other_modes_in_background();
+            }
             notify(READY);
         }
     }
@@ -289,7 +283,7 @@ mod tests {
             flows: std::sync::mpsc::channel().0,
             health_check_node_ports: updates,
             recorder: Recorder::default(),
-            leftovers: None,
+            removes_leftovers: false,
         };
         let engine = Engine::new(kernels, options, now());
         let metrics = Metrics::new(&[IpFamily::V4], &[]);

@@ -3,15 +3,13 @@
 //!
 //! Rules that stay go on translating connections to endpoints that may be gone. Sysctls, loaded
 //! modules and connections are left alone, as kube-proxy leaves them, and so are the kubelet's
-//! chains. Entry points: [`take_over_in_background`] and [`remove_all`].
+//! chains. Entry points:
+//! [`remove_other_modes_in_background`] and [`remove`].
 
 mod iptables;
 mod ipvs;
 mod program;
 mod tables;
-
-use std::io;
-use std::sync::mpsc::{Sender, channel};
 
 use nftproxy_core::model::IpFamily;
 use nftproxy_core::ruleset::Table;
@@ -47,10 +45,15 @@ pub(crate) fn remove_other_modes() -> bool {
     is_clean
 }
 
-/// Removes everything: kube-proxy's rules in all modes, and our own.
-pub(crate) fn remove_all() -> bool {
-    let mut is_clean = remove_other_modes();
-    for name in [KUBE_PROXY_TABLE, Table::default().name()] {
+/// Removes our own rules, and unless they are to stay, kube-proxy's in all modes.
+pub(crate) fn remove(only_ours: bool) -> bool {
+    let ours = Table::default();
+    let (mut is_clean, names) = if only_ours {
+        (true, &[ours.name()][..])
+    } else {
+        (remove_other_modes(), &[KUBE_PROXY_TABLE, ours.name()][..])
+    };
+    for name in names {
         for family in [IpFamily::V4, IpFamily::V6] {
             is_clean &= remove_table(family, name);
         }
@@ -75,18 +78,15 @@ fn remove_table(family: IpFamily, name: &str) -> bool {
     }
 }
 
-/// Takes over from kube-proxy, on a thread of its own: whenever a family is said to be in step, its
-/// table of kube-proxy's is removed, and once the sender is gone, what the other modes left. By then
-/// our rules serve whatever those did, so no connection finds neither.
-pub(crate) fn take_over_in_background() -> io::Result<Sender<IpFamily>> {
-    let (sender, synced) = channel();
-    std::thread::Builder::new()
-        .name("leftovers".into())
-        .spawn(move || {
-            for family in synced {
-                remove_table(family, KUBE_PROXY_TABLE);
-            }
-            remove_other_modes();
-        })?;
-    Ok(sender)
+/// Removes what kube-proxy left behind in its other modes, on a thread of its own. It is for when our
+/// rules are there, which serve whatever those did, so no connection finds neither. A failure is
+/// logged, and is the next start's to try again.
+pub(crate) fn remove_other_modes_in_background() {
+    let thread = std::thread::Builder::new().name("leftovers".into());
+    let started = thread.spawn(|| {
+        remove_other_modes();
+    });
+    if let Err(error) = started {
+        error!(%error, "what kube-proxy left behind in its other modes is not removed");
+    }
 }

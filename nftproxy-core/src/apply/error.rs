@@ -161,6 +161,8 @@ pub enum Operation {
     Batch,
     /// The table itself.
     Table(Verb),
+    /// To delete another proxy's table, of this name.
+    OtherTable(Box<str>),
     /// To add a set or map.
     Set(SetName),
     /// A chain.
@@ -224,6 +226,7 @@ impl fmt::Display for Operation {
             Self::List(what) => write!(f, "listing {what}"),
             Self::Batch => f.write_str("the batch as a whole"),
             Self::Table(verb) => write!(f, "{verb} the table"),
+            Self::OtherTable(name) => write!(f, "deleting table {name} in favour of what is"),
             Self::Set(set) => write!(f, "adding set {set}"),
             Self::Chain(verb, chain) => write!(f, "{verb} chain {chain}"),
             Self::Rule { chain, text } => write!(f, "adding rule \"{text}\" to chain {chain}"),

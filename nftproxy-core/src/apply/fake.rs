@@ -8,19 +8,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::{ApplyError, Committed, Kernel, Operation, Refusal, Scope, Verb};
-use crate::compile::pick_rules;
+use crate::compile::{Learned, pick_rules};
 use crate::diff::{Counts, Delta, Observed, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::expr::Expr;
 use crate::ruleset::name::{ChainName, SetName};
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
+use crate::ruleset::{self, FamilyRuleset, Rule, Skeleton};
 
 /// One family's table in memory.
 #[derive(Debug, Clone)]
 pub struct FakeKernel<F: Family> {
     table: Option<Table<F>>,
     fail: Option<i32>,
+    /// Tables of other proxies by name, with what they remember.
+    pub predecessors: BTreeMap<Box<str>, Vec<Learned<F>>>,
     /// What it refuses to add.
     pub unacceptable: BTreeSet<(SetName, Key<F>)>,
     /// How often [`Kernel::list`] was called.
@@ -46,6 +48,7 @@ impl<F: Family> Default for FakeKernel<F> {
         Self {
             table: None,
             fail: None,
+            predecessors: BTreeMap::new(),
             unacceptable: BTreeSet::new(),
             lists: 0,
             partial_lists: 0,
@@ -156,6 +159,13 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             .collect())
     }
 
+    fn list_predecessor(
+        &mut self,
+        table: &ruleset::Table,
+    ) -> Result<Option<Vec<Learned<F>>>, ApplyError> {
+        Ok(self.predecessors.get(table.name()).cloned())
+    }
+
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
         if let Some(errno) = self.fail.take() {
             return Err(refused::<F>(Operation::Batch, errno));
@@ -173,6 +183,9 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         let table = apply(self.table.clone(), delta)?;
         table.check()?;
         self.table = Some(table);
+        if let Some(take_over) = &delta.take_over {
+            self.predecessors.remove(take_over.table.name());
+        }
         self.generation += 1;
         self.commits.push(delta.counts());
         Ok(Committed::default())
@@ -205,6 +218,7 @@ fn element<F: Family>(verb: Verb, element: &Element<F>) -> Operation {
 
 fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F>, ApplyError> {
     let Delta {
+        take_over,
         table: change,
         add_sets,
         add_chains,
@@ -255,6 +269,16 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
     for come in add_elements {
         if table
             .elements
+            .insert(come.identity(), come.clone())
+            .is_some()
+        {
+            return Err(refused::<F>(element(Verb::Add, come), EEXIST));
+        }
+    }
+    for remembered in take_over.iter().flat_map(|it| &it.remember) {
+        let come = &remembered.element;
+        if table
+            .affinity
             .insert(come.identity(), come.clone())
             .is_some()
         {

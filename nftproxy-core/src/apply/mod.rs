@@ -13,8 +13,10 @@ use std::time::Duration;
 pub use error::{ApplyError, Operation, Refusal, Verb};
 pub use incident::{Change, Culprit, Incident, Keys, Object, Scope};
 
+use crate::compile::Learned;
 use crate::diff::{Delta, Observed};
 use crate::model::Family;
+use crate::ruleset::Table;
 use crate::ruleset::element::Element;
 
 /// Something that holds one family's table.
@@ -47,6 +49,17 @@ pub trait Kernel<F: Family> {
     ///
     /// As [`Kernel::list`]; and if there is no table.
     fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError>;
+
+    /// Reads what another proxy's table remembers of clients, as far as that can be understood;
+    /// `None` if there is no such table, or none can be there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list`].
+    fn list_predecessor(&mut self, table: &Table) -> Result<Option<Vec<Learned<F>>>, ApplyError> {
+        let _ = table;
+        Ok(None)
+    }
 
     /// Applies a delta, wholly or not at all.
     ///

@@ -8,6 +8,7 @@ use super::outcome::{Cause, Outcome};
 use crate::apply::netlink::trim_heap;
 use crate::apply::{ApplyError, Incident, Kernel, Scope};
 use crate::model::{Node, NodePortAddresses, ServiceName, State};
+use crate::ruleset::Table;
 use crate::sync::{Report, Syncer};
 
 /// Elements in a sync that is worth giving memory back after.
@@ -36,6 +37,8 @@ pub(super) struct Half<F: FlowFamily, K> {
     /// Dirty Services that this family has yet to sync.
     pub(super) dirty: BTreeSet<ServiceName>,
     pub(super) has_synced: bool,
+    /// Another proxy's table that the first sync takes over.
+    predecessor: Option<Table>,
     failed: bool,
     /// What others did to the table since it was last looked at.
     incident: Option<Incident>,
@@ -46,7 +49,7 @@ pub(super) struct Half<F: FlowFamily, K> {
 }
 
 impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
-    pub(super) fn new(kernel: K, tracks_flows: bool) -> Self {
+    pub(super) fn new(kernel: K, tracks_flows: bool, predecessor: Option<Table>) -> Self {
         let mut syncer = Syncer::new(kernel);
         if !tracks_flows {
             syncer.ignore_flows();
@@ -55,6 +58,7 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
             syncer,
             dirty: BTreeSet::new(),
             has_synced: false,
+            predecessor,
             failed: false,
             incident: None,
             is_suspect: false,
@@ -71,6 +75,11 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         node: &Node,
         local_addresses: &[IpAddr],
     ) -> Result<Done, ApplyError> {
+        if let Some(table) = self.predecessor.clone().filter(|_| !self.has_synced) {
+            let ips = node_port_ips::<F>(node, local_addresses);
+            let ips = ips.into_iter().filter_map(F::address).collect();
+            self.syncer.take_over(table, ips);
+        }
         let result = self.syncer.sync(state, node, &self.dirty);
         let report = self.noted(result)?;
         let cause = report.is_repair.then_some(Cause::Comparison);
@@ -165,14 +174,7 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     }
 
     fn leftovers(&mut self, node: &Node, local_addresses: &[IpAddr]) -> Option<Flows> {
-        let node_port_ips: Vec<_> = match node.node_port_addresses::<F>() {
-            NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
-            NodePortAddresses::All => local_addresses
-                .iter()
-                .copied()
-                .filter(|ip| !ip.is_loopback())
-                .collect(),
-        };
+        let node_port_ips = node_port_ips::<F>(node, local_addresses);
         let leftovers = self.syncer.take_leftovers(&node_port_ips);
         (!leftovers.is_empty()).then(|| F::flows(leftovers))
     }
@@ -191,5 +193,17 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
             Ok(count) => outcomes.push(Outcome::ChainsDeleted { family, count }),
             Err(error) => outcomes.push(Outcome::TidyFailed { family, error }),
         }
+    }
+}
+
+/// Where this node has NodePorts; of another family, too, if they are at all of its addresses.
+fn node_port_ips<F: FlowFamily>(node: &Node, local_addresses: &[IpAddr]) -> Vec<IpAddr> {
+    match node.node_port_addresses::<F>() {
+        NodePortAddresses::Only(ips) => ips.iter().copied().collect(),
+        NodePortAddresses::All => local_addresses
+            .iter()
+            .copied()
+            .filter(|ip| !ip.is_loopback())
+            .collect(),
     }
 }

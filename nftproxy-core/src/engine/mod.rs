@@ -160,6 +160,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             node,
             node_patience,
             pace,
+            takes_over,
             filter,
             flows,
             trims_heap,
@@ -169,8 +170,12 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             state: filter.map_or_else(State::default, State::with_filter),
             node,
             local_addresses: Vec::new(),
-            v4: kernels.v4.map(|kernel| Half::new(kernel, tracks_flows)),
-            v6: kernels.v6.map(|kernel| Half::new(kernel, tracks_flows)),
+            v4: kernels
+                .v4
+                .map(|kernel| Half::new(kernel, tracks_flows, takes_over.clone())),
+            v6: kernels
+                .v6
+                .map(|kernel| Half::new(kernel, tracks_flows, takes_over)),
             forgetter: kernels
                 .flows
                 .filter(|_| flows == FlowOption::Forget)

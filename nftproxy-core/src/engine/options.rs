@@ -43,6 +43,11 @@ pub struct Options {
     pub node_patience: Duration,
     /// When to sync.
     pub pace: Pace,
+    /// Another proxy's table, such as kube-proxy's, that the first sync of each family removes in the
+    /// same transaction that makes ours; `None` to leave all others alone. Clients with session
+    /// affinity keep the endpoints they have there, as far as its sets are kube-proxy's. That proxy
+    /// must not be running any more, or it makes its table anew.
+    pub takes_over: Option<Table>,
     /// Which Services and endpoints are taken; `None` for all.
     pub filter: Option<Arc<dyn Filter>>,
     /// Who forgets UDP flows that changed rules do not reach.
@@ -61,6 +66,7 @@ impl Default for Options {
             node: Node::default(),
             node_patience: Duration::ZERO,
             pace: Pace::default(),
+            takes_over: None,
             filter: None,
             flows: FlowOption::Forget,
             trims_heap: true,

@@ -3,6 +3,8 @@
 //! Tables, chains, sets and rules go through libnftnl, as there are few of them. Elements are
 //! written here, straight into the batch.
 
+mod take_over;
+
 use std::ffi::CStr;
 
 use nftnl::nftnl_sys as sys;
@@ -45,6 +47,9 @@ pub(super) enum Operation {
     Begin,
     End,
     Table(Verb),
+    OtherTable(Box<str>),
+    /// So many elements of `affinity`, from another proxy's memory.
+    Remembered(usize),
     Set(SetName),
     Chain(Verb, ChainName),
     Rule(ChainName, String),
@@ -87,6 +92,12 @@ impl Batch {
         match self.operations.get(index) {
             None | Some(Operation::Begin | Operation::End) => Asked::Batch,
             Some(Operation::Table(verb)) => Asked::Table(*verb),
+            Some(Operation::OtherTable(name)) => Asked::OtherTable(name.clone()),
+            Some(Operation::Remembered(count)) => Asked::Elements {
+                verb: Verb::Add,
+                set: SetName::Affinity,
+                count: *count,
+            },
             Some(Operation::Set(set)) => Asked::Set(*set),
             Some(Operation::Chain(verb, chain)) => Asked::Chain(*verb, *chain),
             Some(Operation::Rule(chain, text)) => Asked::Rule {
@@ -293,6 +304,7 @@ impl<'a, F: Family> Encoder<'a, F> {
 
     fn delta(&mut self, delta: &Delta<F>) {
         let Delta {
+            take_over,
             table,
             add_sets,
             add_chains,
@@ -302,6 +314,9 @@ impl<'a, F: Family> Encoder<'a, F> {
             add_elements,
             delete_chains,
         } = delta;
+        if let Some(take_over) = take_over {
+            self.delete_other_table(take_over.table.name());
+        }
         match table {
             TableChange::Keep => {}
             TableChange::Create => self.create_table(),
@@ -342,6 +357,9 @@ impl<'a, F: Family> Encoder<'a, F> {
             NLM_F_CREATE | NLM_F_EXCL,
             add_elements,
         );
+        if let Some(take_over) = take_over {
+            self.remember(&take_over.remember);
+        }
         for chain in delete_chains {
             let object = self.named_chain(*chain);
             self.message(

@@ -11,6 +11,7 @@ mod monitor;
 mod namespace;
 mod neighbours;
 mod part;
+mod predecessor;
 mod probe;
 mod remove;
 mod socket;
@@ -31,6 +32,7 @@ pub use self::part::Part;
 pub use self::probe::Lack;
 use self::socket::{Connection, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel, Scope};
+use crate::compile::Learned;
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::Table;
@@ -254,6 +256,10 @@ impl<F: Family> Kernel<F> for Netlink {
         self.list_learned()
     }
 
+    fn list_predecessor(&mut self, table: &Table) -> Result<Option<Vec<Learned<F>>>, ApplyError> {
+        self.list_memory(table)
+    }
+
     fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
         self.ask_generation()
     }
@@ -268,7 +274,8 @@ impl<F: Family> Kernel<F> for Netlink {
         let start = Instant::now();
         let batch = self.encode(delta);
         let encode = start.elapsed();
-        let is_overheard = if delta.counts().operations() > HUSHED_FROM {
+        let is_overheard = if delta.counts().operations() > HUSHED_FROM || delta.take_over.is_some()
+        {
             self.send_hushed(&batch, delta)?
         } else {
             self.send(&batch, delta)?;

@@ -1,0 +1,67 @@
+//! The first sync in the place of another proxy. Entry point: [`Syncer::take_over`].
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use super::{Syncer, Timings};
+use crate::apply::{ApplyError, Committed, Kernel};
+use crate::diff::{Delta, TableChange, TakeOver};
+use crate::model::Family;
+use crate::ruleset::Table;
+use crate::ruleset::element::Element;
+use crate::ruleset::name::SetName;
+
+impl<F: Family, K: Kernel<F>> Syncer<F, K> {
+    /// Has the next full sync that succeeds delete another proxy's table of this family in the same
+    /// transaction, if there is one, and carry over what it remembers of clients with session
+    /// affinity. No packet finds neither table, or both. `node_port_ips` are where this node has
+    /// its NodePorts.
+    pub fn take_over(&mut self, table: Table, node_port_ips: Vec<F::Address>) {
+        self.predecessor = Some((table, node_port_ips));
+    }
+
+    /// Commits the delta of a full sync, and with it what becomes of the other proxy's table.
+    pub(super) fn commit_taking_over(
+        &mut self,
+        delta: &mut Delta<F>,
+        timings: &mut Timings,
+    ) -> Result<Committed, ApplyError> {
+        let start = Instant::now();
+        delta.take_over = self.find_predecessor(delta)?;
+        timings.list += start.elapsed();
+        let committed = self.commit(delta, timings);
+        match (&committed, &mut delta.take_over) {
+            (Err(ApplyError::Refused(_)), Some(take_over)) if !take_over.remember.is_empty() => {
+                // That clients keep their endpoints is not worth holding the rest up.
+                take_over.remember.clear();
+                self.commit(delta, timings)
+            }
+            _ => committed,
+        }
+    }
+
+    /// Another proxy's table that is to go, if there is one, and what is to be remembered of it.
+    fn find_predecessor(&mut self, delta: &Delta<F>) -> Result<Option<TakeOver<F>>, ApplyError> {
+        let Some((table, node_port_ips)) = &self.predecessor else {
+            return Ok(None);
+        };
+        let learned = match self.kernel.list_predecessor(table) {
+            Ok(None) => return Ok(None),
+            Ok(Some(learned)) => learned,
+            // It is changing, for its proxy still runs; that must not hold the table up.
+            Err(error) if error.is_retryable() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let table = table.clone();
+        let mut remember = self.compilation.inherit(&learned, node_port_ips);
+        let has_memory =
+            delta.table == TableChange::Keep && !delta.add_sets.contains(&SetName::Affinity);
+        if has_memory && !remember.is_empty() {
+            // What this table remembers itself was learned by rules that are in force.
+            let known = self.kernel.list_affinity()?;
+            let known: BTreeSet<_> = known.iter().map(Element::identity).collect();
+            remember.retain(|new| !known.contains(&new.element.identity()));
+        }
+        Ok(Some(TakeOver { table, remember }))
+    }
+}
