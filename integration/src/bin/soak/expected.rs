@@ -2,6 +2,7 @@
 //!
 //! Entry points: [`Expected::of`] and [`Expected::wait`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use nftproxy_core::model::{
     DetectLocal, Family, IpFamily, Node, NodeInfo, NodePortAddresses, State, V4, V6,
 };
 use nftproxy_core::ruleset::FamilyRuleset;
+use nftproxy_core::ruleset::name::{ChainName, Pick};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -33,8 +35,27 @@ pub(crate) const PODS: &str = "10.244.0.0/16,fd00:10:244::/48";
 
 /// Both families' rules, without what history may leave its mark on.
 pub(crate) struct Expected {
-    v4: FamilyRuleset<V4>,
-    v6: FamilyRuleset<V6>,
+    v4: Wanted<V4>,
+    v6: Wanted<V6>,
+}
+
+struct Wanted<F: Family> {
+    ruleset: FamilyRuleset<F>,
+    /// Pick chains that are needed. Others may stay, whatever is in them: nothing leads there.
+    picks: BTreeSet<Pick>,
+}
+
+impl<F: Family> Wanted<F> {
+    fn new(ruleset: &FamilyRuleset<F>) -> Self {
+        Self {
+            ruleset: canonical(ruleset),
+            picks: ruleset.picks.clone(),
+        }
+    }
+
+    fn may_stay(&self, chain: &ChainName) -> bool {
+        matches!(chain, ChainName::Pick(pick) if !self.picks.contains(pick))
+    }
 }
 
 impl Expected {
@@ -44,8 +65,8 @@ impl Expected {
         let node = node(api, more_addresses)?;
         let Compiled { v4, v6, .. } = compile(&state, &node);
         Ok(Self {
-            v4: canonical(&v4),
-            v6: canonical(&v6),
+            v4: Wanted::new(&v4),
+            v6: Wanted::new(&v6),
         })
     }
 
@@ -84,9 +105,9 @@ impl Expected {
     /// The names of chains, and elements as nft wants to see them deleted.
     pub(crate) fn objects(&self, is_ipv6: bool) -> Objects {
         if is_ipv6 {
-            objects(&self.v6)
+            objects(&self.v6.ruleset)
         } else {
-            objects(&self.v4)
+            objects(&self.v4.ruleset)
         }
     }
 }
@@ -112,13 +133,16 @@ fn objects<F: Family>(ruleset: &FamilyRuleset<F>) -> Objects {
     }
 }
 
-fn difference<F: Family>(wanted: &FamilyRuleset<F>, found: Option<&Observed<F>>) -> Vec<String> {
+fn difference<F: Family>(wanted: &Wanted<F>, found: Option<&Observed<F>>) -> Vec<String> {
     let Some(found) = found else {
         return vec![format!("{:?}: no table", F::FAMILY)];
     };
     let foreign = found.foreign.iter().map(|what| format!("foreign: {what}"));
     let mut differences: Vec<_> = foreign.collect();
-    let found = canonical(&found.ruleset);
+    let mut found = canonical(&found.ruleset);
+    let chains = &mut found.skeleton.chains;
+    chains.retain(|chain, _| !wanted.may_stay(chain));
+    let wanted = &wanted.ruleset;
     for element in wanted.elements.difference(&found.elements) {
         differences.push(format!("missing in {}: {}", element.set(), element.nft()));
     }
