@@ -2,14 +2,19 @@
 //! the culprit is named, and what is saved can be loaded again.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use integration::daemon::Daemon;
+use integration::daemon::{Daemon, Output};
 use integration::fixtures::recorded;
-use integration::netns::{Namespace, in_sandbox};
+use integration::netns::{Namespace, in_sandbox, unsupported};
 use integration::nft::loadable;
 use integration::node::{RecordedNode, model};
-use nftproxy_core::model::State;
+use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::compile::compile;
+use nftproxy_core::model::{State, V4};
+use nftproxy_core::ruleset::element::{Data, Element, Key};
+use nftproxy_core::ruleset::name::SetName;
 
 /// A node in step, with the recorded cluster.
 struct Bed {
@@ -180,6 +185,147 @@ fn all_kinds_of_damage_are_mended() {
             }
         }
     });
+}
+
+/// What clients got is remembered, though the table has to be made anew for what others put there.
+#[test]
+fn a_table_made_anew_remembers_clients() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        let elements = compile(&bed.state, &model()).v4.elements;
+        let (destination, endpoint) = elements
+            .iter()
+            .find_map(|element| {
+                let Key::Destination(destination) = element.key() else {
+                    return None;
+                };
+                let slots = elements.iter().filter(|slot| match slot.key() {
+                    Key::Slot(of, _) => of == destination,
+                    _ => false,
+                });
+                let mut endpoints = slots.filter_map(|slot| match slot.data() {
+                    Data::Endpoint(endpoint) => Some(*endpoint),
+                    _ => None,
+                });
+                let is_sticky = element.set() == SetName::Sticky;
+                is_sticky
+                    .then(|| endpoints.next())
+                    .flatten()
+                    .map(|it| (*destination, it))
+            })
+            .unwrap();
+        let client = Ipv4Addr::new(192, 0, 2, 77);
+        let learned = Element::<V4>::remembered(client, destination, endpoint).nft();
+        let learned = learned.replace(" : ", " timeout 1h expires 30m : ");
+        bed.nft(&format!("add element ip nftproxy affinity {{ {learned} }}"));
+        bed.wait();
+        let before = bed.list("map ip nftproxy affinity");
+        assert!(before.contains("192.0.2.77"), "{before}");
+        for damage in [
+            "add chain ip nftproxy foreign",
+            "add set ip nftproxy foreign { type ipv4_addr; }",
+        ] {
+            bed.nft(damage);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while bed.list("table ip nftproxy").contains("foreign") {
+                assert!(Instant::now() < deadline, "{}", bed.daemon.log());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let after = bed.list("map ip nftproxy affinity");
+            let remembered = after.lines().find(|line| line.contains("192.0.2.77"));
+            let remembered = remembered.unwrap_or_else(|| panic!("{after}"));
+            assert!(remembered.contains("timeout 1h"), "{remembered}");
+            assert!(remembered.contains("expires 29m"), "{remembered}");
+        }
+    });
+}
+
+/// O-152: with `--hold-tables` nobody else can touch them; who starts while they are held waits and
+/// says so; a kill leaves them in force, and the next takes them as they are, with what they remember.
+#[test]
+fn held_tables_are_left_alone() {
+    in_sandbox(|| {
+        let node = RecordedNode::new().unwrap();
+        let can_hold = node
+            .namespace
+            .run(|| Netlink::open().unwrap().hold().unwrap());
+        if !can_hold {
+            return unsupported("holding tables");
+        }
+        let server = node.serve().unwrap();
+        let url = server.url();
+        let state = recorded("all.yaml");
+        let held = ["--master", &url, "--hold-tables"];
+        // From a table that nobody holds.
+        let plain = node.start(&["--master", &url]).unwrap();
+        node.wait_for_rules(&plain, &state, &model());
+        drop(plain);
+        let first = node.start(&held).unwrap();
+        node.wait_for_rules(&first, &state, &model());
+        // It may take a moment until it is made anew.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !node
+            .namespace
+            .exec(&["nft", "list", "ruleset"])
+            .unwrap()
+            .contains("flags owner")
+        {
+            assert!(Instant::now() < deadline, "{}", first.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let handle = handle_of_table(&node.namespace);
+        for forbidden in [
+            "flush chain ip nftproxy services",
+            "delete table ip nftproxy",
+            "add chain ip6 nftproxy foreign",
+        ] {
+            let command = ["nft", forbidden];
+            let error = node.namespace.exec(&command).unwrap_err().to_string();
+            assert!(error.contains("not permitted"), "{error}");
+        }
+        nft(&node.namespace, "flush ruleset");
+        node.wait_for_rules(&first, &state, &model());
+        let Output { code, err, .. } =
+            integration::daemon::run(&node.namespace, &["cleanup"]).unwrap();
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("held by another process"), "{err}");
+
+        let mut second = node.start(&held).unwrap();
+        second.wait_for_log("held by another process").unwrap();
+        // Killed, not told to end.
+        drop(first);
+        second.wait_for_log("SyncProxyRules complete").unwrap();
+        node.wait_for_rules(&second, &state, &model());
+        assert_eq!(
+            handle_of_table(&node.namespace),
+            handle,
+            "it is the same table"
+        );
+
+        // And back to one that nobody holds.
+        drop(second);
+        let third = node.start(&["--master", &url]).unwrap();
+        node.wait_for_rules(&third, &state, &model());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while handle_of_table(&node.namespace) == handle {
+            assert!(Instant::now() < deadline, "{}", third.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        nft(&node.namespace, "add chain ip nftproxy allowed");
+        drop(third);
+        let Output { code, err, .. } =
+            integration::daemon::run(&node.namespace, &["cleanup"]).unwrap();
+        assert_eq!(code, Some(0), "{err}");
+    });
+}
+
+/// The number that the kernel gave the table when it was made.
+fn handle_of_table(namespace: &Namespace) -> String {
+    let listing = namespace
+        .exec(&["nft", "-a", "list", "table", "ip", "nftproxy"])
+        .unwrap();
+    let first = listing.lines().next().unwrap();
+    first.rsplit_once("handle ").unwrap().1.to_owned()
 }
 
 /// What others do to tables of their own is none of our business, however much it is.

@@ -14,8 +14,9 @@ use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
 /// One atomic change of a family's table, in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delta<F: Family> {
-    /// Another proxy's table of the same family, which goes in the same moment.
-    pub take_over: Option<TakeOver<F>>,
+    /// Another proxy's table of the same family, which goes in the same moment; if it is gone
+    /// already, so much the better.
+    pub take_over: Option<Table>,
     /// What becomes of the table itself.
     pub table: TableChange,
     /// Sets and maps to create, beside those that come with the table.
@@ -30,17 +31,11 @@ pub struct Delta<F: Family> {
     pub delete_elements: Vec<Element<F>>,
     /// Elements to add. None exist, once those above are gone.
     pub add_elements: Vec<Element<F>>,
+    /// Elements of `affinity` to add that no rule of this table has written: it was made anew, or
+    /// another proxy's memory is taken over. None exist.
+    pub remember: Vec<Remembered<F>>,
     /// Chains to delete that nothing refers to.
     pub delete_chains: Vec<ChainName>,
-}
-
-/// What becomes of another proxy's table, and of what it remembers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TakeOver<F: Family> {
-    /// The table to delete; if it is gone already, so much the better.
-    pub table: Table,
-    /// Elements of `affinity` to add, after all others. None exist.
-    pub remember: Vec<Remembered<F>>,
 }
 
 /// What becomes of the table and its sets.
@@ -48,10 +43,22 @@ pub struct TakeOver<F: Family> {
 pub enum TableChange {
     /// It exists with all its sets, and stays.
     Keep,
+    /// It stays, and is claimed: the process that held it has left it to whoever comes.
+    Claim,
     /// It is created, with all its sets.
     Create,
     /// It exists in a form that cannot be changed into ours, so it is deleted and created.
     Recreate,
+}
+
+impl TableChange {
+    /// Whether nothing is left of what there was.
+    pub fn is_new(self) -> bool {
+        match self {
+            Self::Keep | Self::Claim => false,
+            Self::Create | Self::Recreate => true,
+        }
+    }
 }
 
 impl<F: Family> Default for Delta<F> {
@@ -65,6 +72,7 @@ impl<F: Family> Default for Delta<F> {
             forget: Vec::new(),
             delete_elements: Vec::new(),
             add_elements: Vec::new(),
+            remember: Vec::new(),
             delete_chains: Vec::new(),
         }
     }
@@ -82,6 +90,7 @@ impl<F: Family> Delta<F> {
             forget,
             delete_elements,
             add_elements,
+            remember,
             delete_chains,
         } = self;
         take_over.is_none()
@@ -92,17 +101,17 @@ impl<F: Family> Delta<F> {
             && forget.is_empty()
             && delete_elements.is_empty()
             && add_elements.is_empty()
+            && remember.is_empty()
             && delete_chains.is_empty()
     }
 
     /// How much there is to do.
     pub fn counts(&self) -> Counts {
-        let remembered = self.take_over.as_ref().map_or(0, |it| it.remember.len());
         Counts {
             chains: self.add_chains.len() + self.delete_chains.len(),
             rules: self.set_rules.iter().map(|(_, rules)| rules.len()).sum(),
             deleted_elements: self.forget.len() + self.delete_elements.len(),
-            added_elements: self.add_elements.len() + remembered,
+            added_elements: self.add_elements.len() + self.remember.len(),
         }
     }
 
@@ -195,6 +204,22 @@ pub struct Observed<F: Family> {
     /// What of it cannot stay or be mended piece by piece, in words: objects that are not ours,
     /// sets of another type, base chains at another place, sets that are missing.
     pub foreign: Vec<String>,
+    /// Who keeps others from changing it.
+    pub holder: Holder,
+}
+
+/// Who keeps others from changing a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Holder {
+    /// Nobody, and so it stays: the kernel lets no table change in that.
+    #[default]
+    Nobody,
+    /// Somebody did, and has left it to whoever claims it.
+    Gone,
+    /// Whoever asks.
+    Us,
+    /// The process whose netlink socket has this number, which is mostly the process id.
+    Another(u32),
 }
 
 /// What was found of a table, object by object.
@@ -207,6 +232,8 @@ pub(crate) struct Parts<F: Family> {
     pub(crate) elements: Vec<Element<F>>,
     /// As in [`Observed::foreign`].
     pub(crate) foreign: Vec<String>,
+    /// As in [`Observed::holder`].
+    pub(crate) holder: Holder,
 }
 
 impl<F: Family> Default for Parts<F> {
@@ -216,6 +243,7 @@ impl<F: Family> Default for Parts<F> {
             sets: BTreeSet::new(),
             elements: Vec::new(),
             foreign: Vec::new(),
+            holder: Holder::Nobody,
         }
     }
 }
@@ -254,6 +282,7 @@ impl<F: Family> Parts<F> {
         Observed {
             ruleset,
             foreign: self.foreign,
+            holder: self.holder,
         }
     }
 }
@@ -266,7 +295,12 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
     let mut delta = Delta::default();
     let nothing = FamilyRuleset::empty();
     let current = match observed {
-        Some(observed) if observed.foreign.is_empty() => &observed.ruleset,
+        Some(observed) if observed.foreign.is_empty() => {
+            if observed.holder == Holder::Gone {
+                delta.table = TableChange::Claim;
+            }
+            &observed.ruleset
+        }
         Some(_) => {
             delta.table = TableChange::Recreate;
             &nothing

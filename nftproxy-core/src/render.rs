@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::compile::Remembered;
-use crate::diff::{Delta, TableChange, TakeOver, diff, for_each_set};
+use crate::diff::{Delta, TableChange, diff, for_each_set};
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
@@ -39,6 +39,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
         forget,
         delete_elements,
         add_elements,
+        remember,
         delete_chains,
     } = delta;
     let mut out = String::new();
@@ -47,14 +48,14 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
         out.push_str(&text);
         out.push('\n');
     };
-    if let Some(TakeOver { table, .. }) = take_over {
+    if let Some(table) = take_over {
         let other = format!("{} {}", F::FAMILY.nft_name(), table.name());
         // What is added may be deleted, whether or not it was there.
         line(format!("add table {other}"));
         line(format!("delete table {other}"));
     }
     match table {
-        TableChange::Keep => {}
+        TableChange::Keep | TableChange::Claim => {}
         TableChange::Create => create_table::<F>(&at, &mut line),
         TableChange::Recreate => {
             line(format!("delete table {at}"));
@@ -85,7 +86,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     write_elements("delete", &at, forget, &mut line);
     write_elements("delete", &at, delete_elements, &mut line);
     write_elements("add", &at, add_elements, &mut line);
-    for remembered in take_over.iter().flat_map(|it| &it.remember) {
+    for remembered in remember {
         let set = remembered.element.set();
         line(format!(
             "add element {at} {set} {{ {} }}",

@@ -12,8 +12,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel, Refusal, Scope};
-use crate::compile::{Changes, Compilation, Features, Leftovers, Note, Seeds, skeleton};
-use crate::diff::{Counts, Delta, TableChange, changed_skeleton, diff};
+use crate::compile::{
+    Changes, Compilation, Features, Leftovers, Note, Remembered, Seeds, skeleton,
+};
+use crate::diff::{Counts, Delta, Holder, Observed, TableChange, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
@@ -210,6 +212,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     ) -> Result<Option<Report>, ApplyError> {
         let start = Instant::now();
         let observed = self.kernel.list_part(scope)?;
+        let observed = observed.map(|it| self.judge_holder(it)).transpose()?;
         timings.list += start.elapsed();
         let (Some(observed), Some(installed)) = (observed, &mut self.installed) else {
             return Ok(None);
@@ -455,8 +458,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             went,
             is_repair: false,
             is_first: false,
-            is_new_table: delta.table != TableChange::Keep,
-            taken_over: delta.take_over.as_ref().map(|it| it.remember.len()),
+            is_new_table: delta.table.is_new(),
+            taken_over: delta.take_over.is_some().then_some(delta.remember.len()),
             timings,
         }
     }
@@ -474,6 +477,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let unexplained = |error| (error, None);
         let start = Instant::now();
         let observed = self.kernel.list().map_err(unexplained)?;
+        let observed = observed.map(|it| self.judge_holder(it)).transpose();
+        let observed = observed.map_err(unexplained)?;
         timings.list += start.elapsed();
 
         let start = Instant::now();
@@ -499,6 +504,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             delta.add_elements.retain(is_wanted);
         }
         timings.diff += start.elapsed();
+        if delta.table == TableChange::Recreate {
+            let start = Instant::now();
+            delta.remember = self.memory();
+            timings.list += start.elapsed();
+        }
 
         if observed.is_some() {
             // Endpoints may have gone while nobody looked.
@@ -511,7 +521,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             (self.explain(state, error, &delta), culprit)
         })?;
         let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
-        if let (TableChange::Keep, Some(observed)) = (delta.table, observed) {
+        if let (false, Some(observed)) = (delta.table.is_new(), observed) {
             picks.extend(observed.ruleset.picks);
             skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);
         }
@@ -556,7 +566,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let start = Instant::now();
         // A table that is made anew remembers nothing.
         let mut lost = Vec::new();
-        if is_stale && delta.table == TableChange::Keep {
+        if is_stale && !delta.table.is_new() {
             lost.extend(delta.delete_elements.iter().filter_map(sticky_address));
             self.compilation.distrust_affinity_at(lost.iter().copied());
             delta.forget = self.stale_affinity()?;
@@ -599,6 +609,32 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             ..Delta::default()
         })?;
         Ok(())
+    }
+
+    /// Fails if another process holds the table. A table that is held and should not be, or the other
+    /// way round, has to be made anew.
+    fn judge_holder(&self, mut observed: Observed<F>) -> Result<Observed<F>, ApplyError> {
+        let why = match (observed.holder, self.kernel.holds()) {
+            (Holder::Another(port_id), _) => {
+                return Err(ApplyError::Held {
+                    family: F::FAMILY,
+                    port_id,
+                });
+            }
+            (Holder::Nobody, true) => "the table cannot be held any more",
+            (Holder::Us | Holder::Gone, false) => "the table is held",
+            (Holder::Us | Holder::Gone, true) | (Holder::Nobody, false) => return Ok(observed),
+        };
+        observed.foreign.push(why.into());
+        Ok(observed)
+    }
+
+    /// What is remembered and may be. Where that cannot be read, as the map is not ours, it is
+    /// nothing.
+    fn memory(&mut self) -> Vec<Remembered<F>> {
+        let mut memory = self.kernel.list_memory().unwrap_or_default();
+        memory.retain(|it| self.compilation.may_remember(&it.element));
+        memory
     }
 
     /// What is remembered and must not be. This lists all that is remembered.
@@ -681,7 +717,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
 
 /// Whether any flow may have been led otherwise than the rules say that are in force now.
 fn has_misled_all<F: Family>(delta: &Delta<F>) -> bool {
-    delta.table != TableChange::Keep || !delta.set_rules.is_empty()
+    delta.table.is_new() || !delta.set_rules.is_empty()
 }
 
 /// The destination of an element of `sticky`.

@@ -11,7 +11,7 @@ use common::{mk_node, mk_service, mk_slice};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::fake::FakeKernel;
 use nftproxy_core::compile::{Learned, Remembered};
-use nftproxy_core::diff::{Delta, TakeOver};
+use nftproxy_core::diff::Delta;
 use nftproxy_core::model::{State, TrafficPolicy, V4, V6};
 use nftproxy_core::render;
 use nftproxy_core::ruleset::Table;
@@ -222,10 +222,8 @@ fn a_takeover_can_be_read() {
     let memory = [learned("web/udp/dns__10.244.1.5/8053", &[(1, 10)])];
     let remember: Vec<Remembered<V4>> = fixture.syncer.compilation().inherit(&memory, &[]);
     let delta = Delta {
-        take_over: Some(TakeOver {
-            table: Table::new(NAME, 0).unwrap(),
-            remember,
-        }),
+        take_over: Some(Table::new(NAME, 0).unwrap()),
+        remember,
         ..Delta::default()
     };
     assert!(!delta.is_empty());

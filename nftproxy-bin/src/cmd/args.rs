@@ -111,6 +111,11 @@ pub(crate) struct RunArgs {
         help_heading = "Takeover"
     )]
     pub(crate) take_over: Option<bool>,
+    /// Hold the tables where the kernel can (from 6.9 on): nobody else can change them while this
+    /// runs, and `nft flush ruleset` passes them by. Not every nft can load again what it lists of
+    /// such tables
+    #[arg(long, help_heading = "Tables")]
+    pub(crate) hold_tables: bool,
     #[command(flatten)]
     pub(crate) instead: Instead,
     #[command(flatten)]

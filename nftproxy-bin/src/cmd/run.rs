@@ -52,7 +52,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
     share_heap();
     let node_name = super::node_name(settings)?;
     raise_file_limit();
-    let (kernels, monitor) = open_kernels(settings)?;
+    let (kernels, monitor) = open_kernels(args, settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
@@ -277,6 +277,7 @@ fn serve(
 /// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.
 /// And whatever hears of changes by others, if that can be had.
 fn open_kernels(
+    args: &RunArgs,
     settings: &Settings,
 ) -> anyhow::Result<(Kernels<Netlink, Netlink, Conntrack>, Option<Monitor>)> {
     let families = check_kernel(settings)?;
@@ -290,6 +291,15 @@ fn open_kernels(
         // Flows are forgotten elsewhere.
         flows: None,
     };
+    if args.hold_tables {
+        let mut can_hold = true;
+        for netlink in kernels.v4.iter_mut().chain(&mut kernels.v6) {
+            can_hold &= netlink.hold().context("trying to hold a table")?;
+        }
+        if !can_hold {
+            warn!("this kernel cannot hold tables, which takes 6.9; they are repaired instead");
+        }
+    }
     let monitor = match Monitor::open(&Table::default(), None) {
         Ok(mut monitor) => {
             let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);

@@ -39,6 +39,17 @@ pub enum ApplyError {
     /// The kernel refused a request.
     #[error(transparent)]
     Refused(Box<Refusal>),
+    /// Another process holds the table, and nobody else can change it until that ends.
+    #[error(
+        "the table for {family} is held by another process (its netlink socket has number \
+         {port_id}, which is mostly the process id); that one has to end first"
+    )]
+    Held {
+        /// The table's family.
+        family: IpFamily,
+        /// The number of the socket that holds it.
+        port_id: u32,
+    },
     /// The ruleset changed during each attempt to list it.
     #[error("the ruleset kept changing while it was listed")]
     Unstable,
@@ -76,6 +87,7 @@ impl ApplyError {
             | Self::Unsupported(_)
             | Self::NoConntrack => false,
             Self::Send { .. }
+            | Self::Held { .. }
             | Self::Receive(_)
             | Self::Refused(_)
             | Self::Unstable

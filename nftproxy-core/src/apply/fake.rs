@@ -6,10 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Duration;
 
 use super::{ApplyError, Committed, Kernel, Operation, Refusal, Scope, Verb};
-use crate::compile::{Learned, pick_rules};
-use crate::diff::{Counts, Delta, Observed, TableChange};
+use crate::compile::{Learned, Remembered, pick_rules};
+use crate::diff::{Counts, Delta, Holder, Observed, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::expr::Expr;
@@ -21,6 +22,8 @@ use crate::ruleset::{self, FamilyRuleset, Rule, Skeleton};
 pub struct FakeKernel<F: Family> {
     table: Option<Table<F>>,
     fail: Option<i32>,
+    /// Something in the table that is not ours, until it is made anew.
+    pub foreign: Option<String>,
     /// Tables of other proxies by name, with what they remember.
     pub predecessors: BTreeMap<Box<str>, Vec<Learned<F>>>,
     /// What it refuses to add.
@@ -48,6 +51,7 @@ impl<F: Family> Default for FakeKernel<F> {
         Self {
             table: None,
             fail: None,
+            foreign: None,
             predecessors: BTreeMap::new(),
             unacceptable: BTreeSet::new(),
             lists: 0,
@@ -130,7 +134,8 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         self.lists += 1;
         Ok(self.ruleset().map(|ruleset| Observed {
             ruleset,
-            foreign: Vec::new(),
+            foreign: self.foreign.iter().cloned().collect(),
+            holder: Holder::Nobody,
         }))
     }
 
@@ -142,7 +147,8 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             elements.retain(|element| scope.contains(element, &mut scratch));
             Observed {
                 ruleset,
-                foreign: Vec::new(),
+                foreign: self.foreign.iter().cloned().collect(),
+                holder: Holder::Nobody,
             }
         }))
     }
@@ -157,6 +163,15 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             .iter()
             .flat_map(|table| table.affinity.values().cloned())
             .collect())
+    }
+
+    fn list_memory(&mut self) -> Result<Vec<Remembered<F>>, ApplyError> {
+        let remembered = |element| Remembered {
+            element,
+            timeout: Duration::from_secs(10_800),
+            expires: Duration::from_secs(10_800),
+        };
+        Ok(self.list_affinity()?.into_iter().map(remembered).collect())
     }
 
     fn list_predecessor(
@@ -183,8 +198,11 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         let table = apply(self.table.clone(), delta)?;
         table.check()?;
         self.table = Some(table);
-        if let Some(take_over) = &delta.take_over {
-            self.predecessors.remove(take_over.table.name());
+        if delta.table.is_new() {
+            self.foreign = None;
+        }
+        if let Some(table) = &delta.take_over {
+            self.predecessors.remove(table.name());
         }
         self.generation += 1;
         self.commits.push(delta.counts());
@@ -218,7 +236,7 @@ fn element<F: Family>(verb: Verb, element: &Element<F>) -> Operation {
 
 fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F>, ApplyError> {
     let Delta {
-        take_over,
+        take_over: _,
         table: change,
         add_sets,
         add_chains,
@@ -226,6 +244,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         forget,
         delete_elements,
         add_elements,
+        remember,
         delete_chains,
     } = delta;
     let empty = || Table {
@@ -235,7 +254,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         affinity: BTreeMap::new(),
     };
     let mut table = match (change, table) {
-        (TableChange::Keep, Some(table)) => table,
+        (TableChange::Keep | TableChange::Claim, Some(table)) => table,
         (TableChange::Create, None) | (TableChange::Recreate, Some(_)) => empty(),
         (TableChange::Create, Some(_)) => {
             return Err(refused::<F>(Operation::Table(Verb::Add), EEXIST));
@@ -275,7 +294,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
             return Err(refused::<F>(element(Verb::Add, come), EEXIST));
         }
     }
-    for remembered in take_over.iter().flat_map(|it| &it.remember) {
+    for remembered in remember {
         let come = &remembered.element;
         if table
             .affinity

@@ -13,7 +13,7 @@ use std::time::Duration;
 pub use error::{ApplyError, Operation, Refusal, Verb};
 pub use incident::{Change, Culprit, Incident, Keys, Object, Scope};
 
-use crate::compile::Learned;
+use crate::compile::{Learned, Remembered};
 use crate::diff::{Delta, Observed};
 use crate::model::Family;
 use crate::ruleset::Table;
@@ -50,6 +50,15 @@ pub trait Kernel<F: Family> {
     /// As [`Kernel::list`]; and if there is no table.
     fn list_affinity(&mut self) -> Result<Vec<Element<F>>, ApplyError>;
 
+    /// Reads what `affinity` has learned, and how long each of it stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::list_affinity`].
+    fn list_memory(&mut self) -> Result<Vec<Remembered<F>>, ApplyError> {
+        Ok(Vec::new())
+    }
+
     /// Reads what another proxy's table remembers of clients, as far as that can be understood;
     /// `None` if there is no such table, or none can be there.
     ///
@@ -67,6 +76,11 @@ pub trait Kernel<F: Family> {
     ///
     /// If the kernel refuses, nothing has changed.
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError>;
+
+    /// Whether tables that are made are held against others; see [`netlink::Netlink::hold`].
+    fn holds(&self) -> bool {
+        false
+    }
 
     /// A number that changes with each commit of anybody, to any table; `None` if the kernel does
     /// not say.

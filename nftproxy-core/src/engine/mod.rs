@@ -138,6 +138,11 @@ impl Engine {
         if let Some(v6) = &mut kernels.v6 {
             v6.check::<V6>()?;
         }
+        if options.holds_tables {
+            for netlink in kernels.v4.iter_mut().chain(&mut kernels.v6) {
+                netlink.hold()?;
+            }
+        }
         if let Some(monitor) = &mut monitor {
             let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);
             netlinks.for_each(|netlink| monitor.know(netlink));
@@ -157,6 +162,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             table: _,
             namespace: _,
             families: _,
+            holds_tables: _,
             node,
             node_patience,
             pace,
@@ -384,8 +390,12 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
         let is_success = ended.failures.is_empty();
+        let is_held = ended.failures.iter().any(is_held_by_another);
         outcomes.extend(ended.failures);
         self.schedule.synced(now + ended.took, is_success);
+        if is_held {
+            self.schedule.retry_soon(now + ended.took);
+        }
         if is_success && ended.n_full == ended.n_families {
             self.schedule.compared(now);
         }
@@ -662,6 +672,14 @@ struct Ended {
     n_families: usize,
     /// How many of these were compared as a whole.
     n_full: usize,
+}
+
+/// Whether it is only that another process has not ended yet.
+fn is_held_by_another(outcome: &Outcome) -> bool {
+    let Outcome::Failed { error, .. } = outcome else {
+        return false;
+    };
+    matches!(error, ApplyError::Held { .. })
 }
 
 /// Whether a table was gone, and is there again.

@@ -43,6 +43,10 @@ pub struct Options {
     pub node_patience: Duration,
     /// When to sync.
     pub pace: Pace,
+    /// Whether the tables are held, where the kernel can (from 6.9 on): for as long as the engine
+    /// lives nobody else can change them, and after it they stay. A table that is there already
+    /// without being held is made anew once, with what it remembers of clients.
+    pub holds_tables: bool,
     /// Another proxy's table, such as kube-proxy's, that the first sync of each family removes in the
     /// same transaction that makes ours; `None` to leave all others alone. Clients with session
     /// affinity keep the endpoints they have there, as far as its sets are kube-proxy's. That proxy
@@ -66,6 +70,7 @@ impl Default for Options {
             node: Node::default(),
             node_patience: Duration::ZERO,
             pace: Pace::default(),
+            holds_tables: false,
             takes_over: None,
             filter: None,
             flows: FlowOption::Forget,

@@ -14,6 +14,8 @@ const REPAIR_PAUSE: u32 = 19;
 const REPAIR_CREDIT: Duration = Duration::from_millis(9500);
 /// When a failed repair is tried again; each time it fails, twice as long after.
 const REPAIR_RETRY: Duration = Duration::from_millis(250);
+/// When a sync is tried again that has to wait for another process to end.
+const HELD_RETRY: Duration = Duration::from_secs(2);
 /// Beyond that many failures the pause grows no more.
 const REPAIR_DOUBLINGS: u32 = 16;
 /// Repairs no further apart belong together.
@@ -169,6 +171,12 @@ impl Schedule {
         self.not_before = now + self.pace.min_sync_period;
         self.retry_at = (!is_success).then_some(now + self.pace.sync_period);
         self.tidy_at = is_success.then_some(now + TIDY_DELAY);
+    }
+
+    /// The sync that has failed just now may succeed in a moment.
+    pub(super) fn retry_soon(&mut self, now: Instant) {
+        let soon = now + HELD_RETRY;
+        self.retry_at = self.retry_at.map(|at| at.min(soon));
     }
 
     /// The tables have been looked at for repair, which used so much of the CPU; at the end of that

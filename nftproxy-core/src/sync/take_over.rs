@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Syncer, Timings};
 use crate::apply::{ApplyError, Committed, Kernel};
-use crate::diff::{Delta, TableChange, TakeOver};
+use crate::diff::Delta;
 use crate::model::Family;
 use crate::ruleset::Table;
 use crate::ruleset::element::Element;
@@ -27,41 +27,48 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         timings: &mut Timings,
     ) -> Result<Committed, ApplyError> {
         let start = Instant::now();
-        delta.take_over = self.find_predecessor(delta)?;
+        self.find_predecessor(delta)?;
         timings.list += start.elapsed();
         let committed = self.commit(delta, timings);
-        match (&committed, &mut delta.take_over) {
-            (Err(ApplyError::Refused(_)), Some(take_over)) if !take_over.remember.is_empty() => {
+        match committed {
+            Err(ApplyError::Refused(_)) if !delta.remember.is_empty() => {
                 // That clients keep their endpoints is not worth holding the rest up.
-                take_over.remember.clear();
+                delta.remember.clear();
                 self.commit(delta, timings)
             }
             _ => committed,
         }
     }
 
-    /// Another proxy's table that is to go, if there is one, and what is to be remembered of it.
-    fn find_predecessor(&mut self, delta: &Delta<F>) -> Result<Option<TakeOver<F>>, ApplyError> {
+    /// Adds another proxy's table that is to go, if there is one, and what is to be remembered of
+    /// it.
+    fn find_predecessor(&mut self, delta: &mut Delta<F>) -> Result<(), ApplyError> {
         let Some((table, node_port_ips)) = &self.predecessor else {
-            return Ok(None);
+            return Ok(());
         };
         let learned = match self.kernel.list_predecessor(table) {
-            Ok(None) => return Ok(None),
+            Ok(None) => return Ok(()),
             Ok(Some(learned)) => learned,
             // It is changing, for its proxy still runs; that must not hold the table up.
             Err(error) if error.is_retryable() => Vec::new(),
             Err(error) => return Err(error),
         };
-        let table = table.clone();
-        let mut remember = self.compilation.inherit(&learned, node_port_ips);
-        let has_memory =
-            delta.table == TableChange::Keep && !delta.add_sets.contains(&SetName::Affinity);
-        if has_memory && !remember.is_empty() {
-            // What this table remembers itself was learned by rules that are in force.
-            let known = self.kernel.list_affinity()?;
-            let known: BTreeSet<_> = known.iter().map(Element::identity).collect();
-            remember.retain(|new| !known.contains(&new.element.identity()));
-        }
-        Ok(Some(TakeOver { table, remember }))
+        delta.take_over = Some(table.clone());
+        let mut inherited = self.compilation.inherit(&learned, node_port_ips);
+        let has_memory = !delta.table.is_new() && !delta.add_sets.contains(&SetName::Affinity);
+        // What this table remembers itself was learned by rules that are in force.
+        let known = match has_memory && !inherited.is_empty() {
+            true => self.kernel.list_affinity()?,
+            false => Vec::new(),
+        };
+        let remembered = delta.remember.iter().map(|it| &it.element);
+        let known: BTreeSet<_> = known
+            .iter()
+            .chain(remembered)
+            .map(Element::identity)
+            .collect();
+        inherited.retain(|new| !known.contains(&new.element.identity()));
+        delta.remember.extend(inherited);
+        Ok(())
     }
 }

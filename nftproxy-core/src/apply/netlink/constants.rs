@@ -56,6 +56,7 @@ pub(super) const NFPROTO_IPV6: u16 = 10;
 
 pub(super) const NFTA_TABLE_NAME: u16 = 1;
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
+pub(super) const NFTA_TABLE_OWNER: u16 = 7;
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
 pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
@@ -96,6 +97,8 @@ pub(super) const NFTA_GEN_PROC_PID: u16 = 2;
 pub(super) const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub(super) const NFT_TABLE_F_DORMANT: u32 = 0x1;
+pub(super) const NFT_TABLE_F_OWNER: u32 = 0x2;
+pub(super) const NFT_TABLE_F_PERSIST: u32 = 0x4;
 
 pub(super) const NFT_SET_INTERVAL: u32 = 0x4;
 pub(super) const NFT_SET_TIMEOUT: u32 = 0x10;

@@ -9,7 +9,7 @@ use super::attribute::{attributes, be32, find, string};
 use super::constants::*;
 use super::encode::{data_type, fields_type, reject_code, set_flags};
 use super::{nfproto, userdata};
-use crate::diff::{Observed, Parts};
+use crate::diff::{Holder, Observed, Parts};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::element::{Data, Element, Key, RawData};
 use crate::ruleset::expr::{
@@ -41,6 +41,11 @@ impl<'a, F: Family> Decoder<'a, F> {
     /// Notes that something about the table is not ours.
     pub(super) fn foreign(&mut self, what: String) {
         self.parts.foreign.push(what);
+    }
+
+    /// Notes who keeps others from changing the table.
+    pub(super) fn held_by(&mut self, holder: Holder) {
+        self.parts.holder = holder;
     }
 
     /// Takes a message of a chain dump.
@@ -160,16 +165,6 @@ impl<'a, F: Family> Decoder<'a, F> {
     pub(super) fn finish(self) -> Observed<F> {
         self.parts.finish()
     }
-}
-
-/// Whether a message of a table dump is about the table, and if so, its flags.
-pub(super) fn flags_of(table: &Table, attributes: &[u8]) -> Option<u32> {
-    let name = find(attributes, NFTA_TABLE_NAME).and_then(string)?;
-    (name == table.name()).then(|| {
-        find(attributes, NFTA_TABLE_FLAGS)
-            .and_then(be32)
-            .unwrap_or_default()
-    })
 }
 
 /// Decodes an element; `None` if it is none that we, or our rules, would write.

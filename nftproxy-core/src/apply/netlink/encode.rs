@@ -14,6 +14,7 @@ use super::attribute::{
 };
 use super::constants::*;
 use super::ffi::{self, Expression, Message, Writer};
+use super::hold::HELD;
 use super::{nfproto, userdata};
 use crate::apply::{Operation as Asked, Verb};
 use crate::diff::{Delta, TableChange, for_each_set};
@@ -176,9 +177,16 @@ impl Batch {
 
 /// Encodes a delta.
 ///
-/// With `can_destroy`, what is to be forgotten may be gone already; that takes a kernel of 6.3.
-pub(super) fn batch<F: Family>(delta: &Delta<F>, table: &Table, can_destroy: bool) -> Batch {
+/// With `can_destroy`, what is to be forgotten may be gone already; that takes a kernel of 6.3. With
+/// `holds`, a table that is made or claimed is held by the socket that sends this.
+pub(super) fn batch<F: Family>(
+    delta: &Delta<F>,
+    table: &Table,
+    can_destroy: bool,
+    holds: bool,
+) -> Batch {
     let mut encoder = Encoder::<F>::new(table, can_destroy);
+    encoder.holds = holds;
     encoder.begin();
     encoder.delta(delta);
     encoder.end()
@@ -188,6 +196,8 @@ pub(super) fn batch<F: Family>(delta: &Delta<F>, table: &Table, can_destroy: boo
 pub(super) struct Encoder<'a, F> {
     table: &'a Table,
     can_destroy: bool,
+    /// Whether the table is to be held.
+    pub(super) holds: bool,
     batch: Batch,
     writer: Writer,
     /// Where the message that was written last starts.
@@ -206,6 +216,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         Self {
             table,
             can_destroy,
+            holds: false,
             batch,
             writer: Writer::new(),
             last: 0,
@@ -227,6 +238,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         let Self {
             table,
             can_destroy,
+            holds,
             batch,
             writer,
             last,
@@ -236,6 +248,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         Encoder {
             table,
             can_destroy,
+            holds,
             batch,
             writer,
             last,
@@ -312,13 +325,15 @@ impl<'a, F: Family> Encoder<'a, F> {
             forget,
             delete_elements,
             add_elements,
+            remember,
             delete_chains,
         } = delta;
-        if let Some(take_over) = take_over {
-            self.delete_other_table(take_over.table.name());
+        if let Some(table) = take_over {
+            self.delete_other_table(table.name());
         }
         match table {
             TableChange::Keep => {}
+            TableChange::Claim => self.claim_table(),
             TableChange::Create => self.create_table(),
             TableChange::Recreate => {
                 self.message(
@@ -357,9 +372,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             NLM_F_CREATE | NLM_F_EXCL,
             add_elements,
         );
-        if let Some(take_over) = take_over {
-            self.remember(&take_over.remember);
-        }
+        self.remember(remember);
         for chain in delete_chains {
             let object = self.named_chain(*chain);
             self.message(
@@ -374,6 +387,9 @@ impl<'a, F: Family> Encoder<'a, F> {
     fn create_table(&mut self) {
         let mut table = self.bare_table();
         table.bytes(sys::NFTNL_TABLE_USERDATA, &userdata::comment(TABLE_COMMENT));
+        if self.holds {
+            table.u32(sys::NFTNL_TABLE_FLAGS, HELD);
+        }
         self.message(
             NFT_MSG_NEWTABLE,
             NLM_F_CREATE | NLM_F_EXCL,

@@ -6,6 +6,7 @@
 //! many elements there are to know that none is left out. Entry point: [`Netlink::list_table`].
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nix::sys::socket::MsgFlags;
 
@@ -15,9 +16,11 @@ use super::attribute::{
     messages, put, put_str,
 };
 use super::constants::*;
-use super::decode::{Decoder, decode_element, flags_of};
+use super::decode::{Decoder, decode_element};
+use super::hold::TableState;
 use super::socket::DUMP_INTERRUPTED;
 use crate::apply::{ApplyError, Keys, Scope};
+use crate::compile::Remembered;
 use crate::diff::Observed;
 use crate::model::Family;
 use crate::ruleset::Table;
@@ -50,6 +53,30 @@ impl Netlink {
 
     /// Reads what `affinity` has learned.
     pub(super) fn list_learned<F: Family>(&mut self) -> Result<Vec<Element<F>>, ApplyError> {
+        self.dump_affinity::<F, _>(|element| decode_element(SetName::Affinity, element))
+    }
+
+    /// Reads what `affinity` has learned, and how long each of it stays.
+    pub(super) fn list_remembered<F: Family>(&mut self) -> Result<Vec<Remembered<F>>, ApplyError> {
+        self.dump_affinity::<F, _>(|element| {
+            let time = |attribute| {
+                let bytes = find(element, attribute)?.try_into().ok()?;
+                // The kernel would take nought for no limit.
+                let time = Duration::from_millis(u64::from_be_bytes(bytes));
+                (!time.is_zero()).then_some(time)
+            };
+            Some(Remembered {
+                element: decode_element(SetName::Affinity, element)?,
+                timeout: time(NFTA_SET_ELEM_TIMEOUT)?,
+                expires: time(NFTA_SET_ELEM_EXPIRATION)?,
+            })
+        })
+    }
+
+    fn dump_affinity<F: Family, T>(
+        &mut self,
+        decode: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, ApplyError> {
         let (set, table) = (SetName::Affinity, self.table.clone());
         for _ in 0..LIST_ATTEMPTS {
             let mut elements = Vec::new();
@@ -59,9 +86,7 @@ impl Netlink {
                 |out| put_set(out, &table, set),
                 |message| {
                     let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                    let decoded =
-                        attributes(list).filter_map(|(_, element)| decode_element(set, element));
-                    elements.extend(decoded);
+                    elements.extend(attributes(list).filter_map(|(_, element)| decode(element)));
                 },
             );
             match dump {
@@ -76,20 +101,21 @@ impl Netlink {
 
     fn try_list<F: Family>(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
         let table = self.table.clone();
-        let mut flags = None;
+        let mut state = None;
         self.dump::<F>(
             NFT_MSG_GETTABLE,
             "table",
             |_| {},
             |message| {
-                flags = flags.or(flags_of(&table, message));
+                state = state.or(TableState::read(&table, message));
             },
         )?;
-        let Some(flags) = flags else { return Ok(None) };
+        let Some(state) = state else { return Ok(None) };
 
         let mut decoder = Decoder::new(&table);
-        if flags != 0 {
-            decoder.foreign(format!("table flags {flags:#x}"));
+        match state.holder(self.connection.port_id()) {
+            Some(holder) => decoder.held_by(holder),
+            None => decoder.foreign(format!("table flags {:#x}", state.flags())),
         }
         self.dump::<F>(
             NFT_MSG_GETCHAIN,

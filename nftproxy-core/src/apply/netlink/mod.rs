@@ -6,6 +6,7 @@ mod constants;
 mod decode;
 mod encode;
 mod ffi;
+mod hold;
 mod list;
 mod monitor;
 mod namespace;
@@ -32,7 +33,7 @@ pub use self::part::Part;
 pub use self::probe::Lack;
 use self::socket::{Connection, read_refusal, refused};
 use super::{ApplyError, Committed, Kernel, Scope};
-use crate::compile::Learned;
+use crate::compile::{Learned, Remembered};
 use crate::diff::{Delta, Observed};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::Table;
@@ -45,6 +46,8 @@ pub struct Netlink {
     table: Arc<Table>,
     /// Whether elements can be deleted that may not exist, once it has been tried.
     can_destroy: Option<bool>,
+    /// Whether the table is to be held by this socket.
+    holds: bool,
     /// Whoever listens to what is committed, and need not hear what we do.
     subscription: Weak<Subscription>,
 }
@@ -105,6 +108,7 @@ impl Netlink {
             connection: namespace::within(namespace, Connection::open)?,
             table: Arc::new(table),
             can_destroy: None,
+            holds: false,
             subscription: Weak::new(),
         })
     }
@@ -192,7 +196,8 @@ impl Netlink {
 
     /// Encodes a delta for this kernel, as far as it is known.
     pub fn encode<F: Family>(&self, delta: &Delta<F>) -> Batch {
-        encode::batch(delta, &self.table, self.can_destroy == Some(true))
+        let can_destroy = self.can_destroy == Some(true);
+        encode::batch(delta, &self.table, can_destroy, self.holds)
     }
 
     /// Sends a batch without having the kernel tell us of it. Returns whether somebody else may
@@ -256,8 +261,16 @@ impl<F: Family> Kernel<F> for Netlink {
         self.list_learned()
     }
 
+    fn list_memory(&mut self) -> Result<Vec<Remembered<F>>, ApplyError> {
+        self.list_remembered()
+    }
+
     fn list_predecessor(&mut self, table: &Table) -> Result<Option<Vec<Learned<F>>>, ApplyError> {
-        self.list_memory(table)
+        self.list_predecessors_memory(table)
+    }
+
+    fn holds(&self) -> bool {
+        self.holds
     }
 
     fn generation(&mut self) -> Result<Option<u32>, ApplyError> {

@@ -1,4 +1,5 @@
-//! What another proxy's table remembers of clients. Entry point: [`Netlink::list_memory`].
+//! What another proxy's table remembers of clients. Entry point:
+//! [`Netlink::list_predecessors_memory`].
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ impl Netlink {
     ///
     /// It takes a request for each set. That proxy may be running still, and what it does meanwhile
     /// may be missed.
-    pub(super) fn list_memory<F: Family>(
+    pub(super) fn list_predecessors_memory<F: Family>(
         &mut self,
         table: &Table,
     ) -> Result<Option<Vec<Learned<F>>>, ApplyError> {

@@ -129,7 +129,7 @@ impl Netlink {
     }
 
     /// Has the kernel check what was written, and undo it.
-    fn try_batch<F: Family>(
+    pub(super) fn try_batch<F: Family>(
         &mut self,
         encoder: Encoder<'_, F>,
     ) -> Result<Vec<Refusal>, ApplyError> {
@@ -139,7 +139,7 @@ impl Netlink {
     }
 }
 
-fn scratch() -> Table {
+pub(super) fn scratch() -> Table {
     Table::new(SCRATCH, 0).unwrap_or_default()
 }
 

@@ -1,6 +1,6 @@
 //! Tables taken away whole: ours when the proxy goes for good, another proxy's when we take over.
 
-use nix::libc::ENOENT;
+use nix::libc::{ENOENT, EPERM};
 
 use super::constants::NFT_MSG_DELTABLE;
 use super::encode::{self, Encoder};
@@ -13,7 +13,8 @@ impl Netlink {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses; the table is as it was then.
+    /// If the kernel refuses; the table is as it was then. [`ApplyError::Held`] if another process
+    /// holds it.
     pub fn remove<F: Family>(&mut self) -> Result<bool, ApplyError> {
         let table = self.table.clone();
         let mut encoder = Encoder::<F>::new(&table, false);
@@ -30,12 +31,15 @@ impl Netlink {
         match self.answers(batch.acknowledged)?.into_iter().next() {
             None => Ok(true),
             Some(refusal) if refusal.errno == ENOENT => Ok(false),
-            Some(refusal) => Err(refused(
-                F::FAMILY,
-                Operation::Table(Verb::Delete),
-                refusal.message,
-                refusal.errno,
-            )),
+            Some(refusal) => {
+                let operation = Operation::Table(Verb::Delete);
+                let error = refused(F::FAMILY, operation, refusal.message, refusal.errno);
+                Err(if refusal.errno == EPERM {
+                    self.or_held::<F>(error)
+                } else {
+                    error
+                })
+            }
         }
     }
 }
