@@ -347,7 +347,7 @@ fn others_tables_cost_no_repair() {
 }
 
 /// A listing is loaded in one transaction: a line that nft does not take back would cost a host its
-/// whole firewall. With session affinity, and after it is gone.
+/// whole firewall. With session affinity, as text and as JSON.
 #[test]
 fn a_saved_listing_can_be_loaded_again() {
     in_sandbox(|| {
@@ -356,7 +356,20 @@ fn a_saved_listing_can_be_loaded_again() {
         assert!(saved.contains("update @affinity"), "{saved}");
         let other = Namespace::new("other").unwrap();
         nft(&other, &loadable(&saved));
-        let again = other.exec(&["nft", "list", "ruleset"]).unwrap();
-        assert_eq!(loadable(&again), loadable(&saved));
+        let list = |namespace: &Namespace| namespace.exec(&["nft", "list", "ruleset"]).unwrap();
+        assert_eq!(loadable(&list(&other)), loadable(&saved));
+
+        let command = ["nft", "-j", "list", "table", "ip", "nftproxy"];
+        let saved_json = bed.node.namespace.exec(&command).unwrap();
+        let third = Namespace::new("third").unwrap();
+        let load = ["nft", "-j", "-f", "-"];
+        match third.exec_with_input(&load, &saved_json) {
+            Ok(_) => assert_eq!(loadable(&list(&third)), loadable(&saved)),
+            // nft 1.0.6 lists in JSON what it does not take back: maps whose data has two fields.
+            Err(error) if error.to_string().contains("Invalid map type") => {
+                unsupported("nft's own JSON of maps to an address and port");
+            }
+            Err(error) => panic!("{error}"),
+        }
     });
 }
