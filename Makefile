@@ -7,7 +7,7 @@ MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test instructions soak kernels check bless
+.PHONY: help setup demo bench test instructions soak fuzz kernels check bless
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ soak: setup ## all kinds of misfortune at random, under traffic; LENGTH=8h, SEED
 	@if [ "$$(id -u)" != 0 ]; then echo "make soak needs root: it makes network namespaces"; exit 1; fi
 	$(CARGO) build --package nftproxy-bin --package integration
 	$(CARGO) run --quiet --package integration --bin soak -- --length $(LENGTH) $(if $(SEED),--seed $(SEED))
+
+FUZZ_SECONDS ?= 60
+# What a fuzzer needs of the compiler; all of it is stable.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+fuzz: ## what others write, at random, two targets at a time; FUZZ_SECONDS=3600 for each
+	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) g++"
+	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --release --target $(FUZZ_HOST)
+	fuzz/run fuzz/target/$(FUZZ_HOST)/release $(FUZZ_SECONDS) $(FUZZ)
 
 kernels: ## the suites on other kernels, in virtual machines; a quarter of an hour
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(MACHINE_PACKAGES)"

@@ -1,6 +1,6 @@
 //! The program `nftproxy`: reads its arguments, sets logging up, and runs one command.
 //!
-//! It is a library only so that its parts can be measured (`bench`); nobody else should use it.
+//! It is a library only so that its parts can be measured (`bench`) and fuzzed (`fuzz`); nobody else should use it.
 
 #[doc(hidden)]
 pub mod bench;
@@ -9,6 +9,8 @@ mod cmd;
 mod config;
 mod daemon;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod host_settings;
 mod leftovers;
 mod metrics;

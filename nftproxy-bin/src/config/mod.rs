@@ -204,6 +204,24 @@ impl Settings {
     }
 }
 
+/// Reads a configuration file, for fuzzing only.
+#[cfg(fuzzing)]
+pub(crate) fn read_text(text: &str) {
+    let Ok((mut config, _)) = KubeProxyConfiguration::decode(text) else {
+        return;
+    };
+    // What is written out can be read again, and is the same then.
+    let written = config.to_yaml();
+    let again = KubeProxyConfiguration::decode(&written);
+    let (again, strays) = again.expect("what we write we can read");
+    assert!(strays.is_empty(), "{strays:?}");
+    assert_eq!(again.to_yaml(), written);
+    config.set_defaults();
+    set_platform_defaults(&mut config);
+    let _ = validate::settings(&config);
+    let _ = validate::inert_settings(&config);
+}
+
 fn read_file(
     path: &Path,
     warnings: &mut Vec<String>,

@@ -187,5 +187,54 @@ fn follow(
     );
 }
 
+/// Reads the bodies of lists and watches, for fuzzing only. They come in pieces of this size.
+#[cfg(fuzzing)]
+pub(crate) mod fuzz {
+    use super::frames::Frames;
+    use super::list::List;
+    use super::wire::{Item, WatchEvent};
+    use super::{Encoding, Object};
+
+    /// The objects of a list as far as it can be read.
+    pub(crate) fn list<K: Object>(encoding: Encoding, body: &[u8], size: usize) -> Vec<K> {
+        let mut list = List::new(encoding);
+        let mut objects = Vec::new();
+        for piece in body.chunks(size) {
+            let Ok(items) = list.push(piece) else {
+                return objects;
+            };
+            for item in items {
+                if let Ok(Item::Good(object)) = Item::decode(encoding, &item) {
+                    objects.push(object);
+                }
+            }
+        }
+        let _ = list.finish();
+        objects
+    }
+
+    /// The objects that a watch says were added or changed.
+    pub(crate) fn watch<K: Object>(encoding: Encoding, body: &[u8], size: usize) -> Vec<K> {
+        let mut frames = Frames::new(encoding);
+        let mut objects = Vec::new();
+        let mut take = |frame: &[u8]| {
+            if let Ok(WatchEvent::Applied(Item::Good(object))) = WatchEvent::decode(encoding, frame)
+            {
+                objects.push(object);
+            }
+        };
+        for piece in body.chunks(size) {
+            frames.push(piece);
+            while let Ok(Some(frame)) = frames.next() {
+                take(&frame);
+            }
+        }
+        if let Some(frame) = frames.rest() {
+            take(&frame);
+        }
+        objects
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -296,6 +296,19 @@ fn contents(bytes: io::Result<Vec<u8>>) -> Result<Contents, (Option<usize>, Stri
     parse(text).map_err(|Fault { line, message }| (Some(line), message))
 }
 
+/// The objects of a file with these bytes, for fuzzing only.
+#[cfg(fuzzing)]
+pub(crate) fn objects_in(bytes: &[u8]) -> Vec<Arc<Object>> {
+    let contents = contents(Ok(bytes.to_vec())).unwrap_or_default();
+    let items = contents.entries.into_iter().map(|entry| entry.item);
+    items
+        .flat_map(|item| match item {
+            parse::Item::Object(object) => vec![object],
+            parse::Item::Endpoints(objects) => objects,
+        })
+        .collect()
+}
+
 fn recorded_objects(recorded: Recorded) -> Vec<Object> {
     fn boxed<K>(objects: Vec<K>, of: fn(Box<K>) -> Object) -> Vec<Object> {
         objects

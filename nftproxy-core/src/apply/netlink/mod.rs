@@ -6,6 +6,8 @@ mod constants;
 mod decode;
 mod encode;
 mod ffi;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod hold;
 mod list;
 mod monitor;

@@ -332,6 +332,12 @@ fn one_walk<F: Family>(destinations: impl Iterator<Item = (F::Address, NonZeroU1
     }
 }
 
+/// Reads an entry, for fuzzing only.
+#[cfg(fuzzing)]
+pub(super) fn read_any<F: Family>(message: &[u8]) {
+    drop(read_entry::<F>(message));
+}
+
 #[cfg(test)]
 mod tests {
     use super::AddressFilter::{self, Right, Unknown, Wrong};

@@ -1,0 +1,7 @@
+//! Bodies of lists and watches, in JSON.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use nftproxy_bin::fuzz::{Encoding, body};
+
+fuzz_target!(|bytes: &[u8]| body(Encoding::Json, bytes));
