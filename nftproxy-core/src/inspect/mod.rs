@@ -14,6 +14,7 @@ mod explain;
 mod expr;
 mod finding;
 mod found;
+pub mod kube_proxy;
 mod others;
 mod owners;
 mod raise;
