@@ -6,6 +6,7 @@ mod kernel;
 mod offline;
 mod page;
 mod schema;
+mod server;
 mod trace;
 
 use std::path::PathBuf;
