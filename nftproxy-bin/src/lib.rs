@@ -46,7 +46,9 @@ pub fn main() -> ExitCode {
             | Command::List(_)
             | Command::Audit(_)
             | Command::Explain(_)
-            | Command::Diff(_) => ExitCode::from(CANNOT_TELL),
+            | Command::Diff(_)
+            | Command::Digest(_)
+            | Command::Trace(_) => ExitCode::from(CANNOT_TELL),
         }
     })
 }
@@ -80,6 +82,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => return cmd::audit::run(args, &settings),
         Command::Explain(args) => return cmd::explain::run(args, &settings),
         Command::Diff(args) => return cmd::diff::run(args, &settings),
+        Command::Digest(args) => return cmd::digest::run(args, &settings),
+        Command::Trace(args) => return cmd::trace::run(args, &settings),
     }
     Ok(ExitCode::SUCCESS)
 }

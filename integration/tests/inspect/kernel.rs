@@ -1,8 +1,10 @@
 //! The kernel of a node on which the real program runs, healthy and damaged.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
-use integration::daemon::{Daemon, Output, run};
+use integration::daemon::{Daemon, Output, binary, run};
 use integration::netns::{Namespace, in_sandbox};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::Netlink;
@@ -190,6 +192,67 @@ fn the_kernel_is_left_as_it_was() {
         }
         assert_eq!(list(), before);
     });
+}
+
+/// Kernel and cluster have one digest, until somebody touches what decides.
+#[test]
+fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
+    in_sandbox(|| {
+        let node = Node::new();
+        let digest = |more: &[&str]| {
+            let Output { code, out, err } = node.run("digest", more);
+            assert_eq!(code, Some(0), "{err}");
+            out
+        };
+        let desired = digest(&[]);
+        assert_eq!(desired.lines().count(), 2, "{desired}");
+        assert_eq!(digest(&["--from", "kernel"]), desired);
+        // A chain that is left over decides nothing.
+        node.nft("add chain ip nftproxy pick-99");
+        assert_eq!(digest(&["--from", "kernel"]), desired);
+        node.nft("flush set ip nftproxy hairpin");
+        let damaged = digest(&["--from", "kernel"]);
+        let (was, is) = (fields(&desired), fields(&damaged));
+        // IPv4, its digest, `shared`, its digest.
+        assert_ne!(was[1], is[1]);
+        assert_eq!(was[3], is[3]);
+        assert_eq!(desired.lines().nth(1), damaged.lines().nth(1));
+        node.nft("flush map ip nftproxy services");
+        assert_ne!(fields(&digest(&["--from", "kernel"]))[3], was[3]);
+    });
+}
+
+/// A listing goes on with what changes, of the Services that are asked for.
+#[test]
+fn changes_are_followed() {
+    in_sandbox(|| {
+        let node = Node::new();
+        let mut command = Command::new(binary().unwrap());
+        command.args(["list", "--from", "kernel", "--watch", "--family", "ipv4"]);
+        command.env("NO_COLOR", "1").stdout(Stdio::piped());
+        let mut child = node.host.spawn(command).unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut line = || lines.next().unwrap().unwrap();
+        assert!(line().starts_with("SERVICE"));
+        let text = node
+            .host
+            .exec(&["nft", "list", "map", "ip", "nftproxy", "services"]);
+        let text = text.unwrap();
+        let element = text.lines().find(|line| line.contains("goto pick-"));
+        let element = element.unwrap().trim().trim_start_matches("elements = { ");
+        let (key, rest) = element.split_once(" comment \"").unwrap();
+        let (name, _) = rest.split_once('"').unwrap();
+        node.nft(&format!("delete element ip nftproxy services {{ {key} }}"));
+        let head = format!("{name} (IPv4)");
+        while line() != head {}
+        assert!(line().starts_with("  - ClusterIP "));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    });
+}
+
+fn fields(text: &str) -> Vec<&str> {
+    text.split_whitespace().collect()
 }
 
 /// A node without anything of ours.

@@ -6,6 +6,8 @@ mod kernel;
 mod offline;
 mod page;
 mod schema;
+mod server;
+mod trace;
 
 use std::path::PathBuf;
 

@@ -387,6 +387,47 @@ fn connections_are_explained_in_kubernetes_terms() {
 }
 
 /// What differs is told as Services, and the script brings one side to the other.
+/// One digest for all that is the same, which other programs can find too.
+#[test]
+fn digests_depend_on_nothing_but_what_decides() {
+    let cluster = recorded_cluster();
+    let digest = |more: &[&str]| {
+        let mut arguments = vec!["digest"];
+        arguments.extend(cluster.iter().map(String::as_str));
+        arguments.extend(more);
+        let Output { code, out, err } = run(&arguments, "");
+        assert_eq!(code, Some(0), "{err}");
+        out
+    };
+    let desired = digest(&[]);
+    for file in LISTINGS {
+        let path = recorded_listing(file);
+        let found = digest(&["--from", "kernel", "--ruleset", path.to_str().unwrap()]);
+        assert_eq!(found, desired, "{file}");
+    }
+    let document: Value = serde_json::from_str(&digest(&["-o", "json"])).unwrap();
+    schema::check("digest", &document);
+    let first = document["families"][0]["digest"].as_str().unwrap();
+    assert!(desired.contains(first));
+    let lines = digest(&["-o", "lines", "--family", "ipv4"]);
+    let mut child = Command::new("sha256sum")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(lines.as_bytes()).unwrap();
+    drop(input);
+    let sum = child.wait_with_output().unwrap().stdout;
+    assert_eq!(&sum[..32], first.as_bytes());
+
+    let nothing = run(
+        &["digest", "--from", "kernel", "--ruleset", "-"],
+        "table ip other {\n}\n",
+    );
+    assert_eq!(nothing.code, Some(2), "{}", nothing.out);
+}
+
 #[test]
 fn two_states_are_compared() {
     let folder = tempfile::tempdir().unwrap();

@@ -16,10 +16,13 @@ use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use nftproxy_core::model::IpFamily;
 
 use crate::config::ConfigFlags;
-use looking::{AUDIT_EXIT_CODES, DIFF_EXIT_CODES, EXPLAIN_EXIT_CODES, LIST_EXIT_CODES};
+use looking::{
+    AUDIT_EXIT_CODES, DIFF_EXIT_CODES, DIGEST_EXIT_CODES, EXPLAIN_EXIT_CODES, LIST_EXIT_CODES,
+    TRACE_EXIT_CODES,
+};
 pub(crate) use looking::{
-    AuditArgs, AuditFormat, Basis, DesiredFlags, DiffArgs, DiffFormat, ExplainArgs, ExplainFormat,
-    ListArgs, ObservedFlags, Origin,
+    AuditArgs, AuditFormat, Basis, DesiredFlags, DiffArgs, DiffFormat, DigestArgs, DigestFormat,
+    ExplainArgs, ExplainFormat, ListArgs, ObservedFlags, Origin, TraceArgs,
 };
 
 /// A Kubernetes service proxy for nftables
@@ -74,6 +77,12 @@ pub(crate) enum Command {
     /// Compare two states of a node, as Services and as a script for `nft`
     #[command(args_override_self = true, after_help = DIFF_EXIT_CODES)]
     Diff(DiffArgs),
+    /// Print what the rules amount to, in one line for each IP family
+    #[command(args_override_self = true, after_help = DIGEST_EXIT_CODES)]
+    Digest(DigestArgs),
+    /// Follow real packets of a flow through this node's rules, beside what `explain` says of them
+    #[command(args_override_self = true, after_help = TRACE_EXIT_CODES)]
+    Trace(TraceArgs),
 }
 
 impl Command {
@@ -88,6 +97,8 @@ impl Command {
             Self::Audit(args) => &args.config,
             Self::Explain(args) => &args.config,
             Self::Diff(args) => &args.config,
+            Self::Digest(args) => &args.config,
+            Self::Trace(args) => &args.config,
         }
     }
 }

@@ -31,7 +31,7 @@ struct Document<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct DocumentChange<'a> {
+pub(super) struct DocumentChange<'a> {
     service_port: &'a str,
     family: &'static str,
     added: &'a [String],
@@ -65,14 +65,14 @@ pub(crate) fn run(args: &DiffArgs, settings: &Settings) -> anyhow::Result<ExitCo
         DiffFormat::Json => paint::json(&Document {
             version: DOCUMENT_VERSION,
             differs: all.differs,
-            services: all.services.iter().map(document).collect(),
+            services: all.services.iter().map(document_change).collect(),
             script: &all.script,
         })?,
     })?;
     Ok(ExitCode::from(u8::from(all.differs)))
 }
 
-fn document(change: &ServiceChange) -> DocumentChange<'_> {
+pub(super) fn document_change(change: &ServiceChange) -> DocumentChange<'_> {
     DocumentChange {
         service_port: &change.service_port,
         family: change.family.kubernetes_name(),

@@ -6,7 +6,6 @@ use anyhow::{Context, bail, ensure};
 use nftproxy_core::inspect::services;
 use nftproxy_core::model::{IpFamily, Locality, Protocol, Service, ServicePort, V4, V6};
 
-use super::args::ExplainArgs;
 use super::inputs::Cluster;
 
 /// Clients outside of clusters, RFC 5737 and RFC 3849.
@@ -27,26 +26,27 @@ pub(super) struct Ends {
 
 /// Finds out which addresses are meant.
 pub(super) fn ends(
-    args: &ExplainArgs,
+    from: &str,
+    to: &str,
+    has_interface: bool,
     cluster: Option<&Cluster>,
     local: &[IpAddr],
 ) -> anyhow::Result<Ends> {
-    let (place, protocol) = match args.to.rsplit_once('/') {
+    let (place, protocol) = match to.rsplit_once('/') {
         Some((place, protocol))
             if Protocol::from_kubernetes(&protocol.to_uppercase()).is_some() =>
         {
             (place, Protocol::from_kubernetes(&protocol.to_uppercase()))
         }
         Some((_, protocol))
-            if args.to.matches('/').count() == 2
-                || !args.to.contains(':') && protocol.len() < 3 =>
+            if to.matches('/').count() == 2 || !to.contains(':') && protocol.len() < 3 =>
         {
             bail!("{protocol:?} is no protocol that Services have")
         }
-        _ => (args.to.as_str(), None),
+        _ => (to, None),
     };
     let (name, port) = host_and_port(place)?;
-    let family = match args.from.parse() {
+    let family = match from.parse() {
         Ok(ip) => Some(IpFamily::of(ip)),
         Err(_) => None,
     };
@@ -76,7 +76,7 @@ pub(super) fn ends(
     };
     let family = IpFamily::of(to);
     let is_of = |ip: &&IpAddr| IpFamily::of(**ip) == family;
-    let from = match args.from.as_str() {
+    let from = match from {
         "outside" => match family {
             IpFamily::V4 => OUTSIDE.0.into(),
             IpFamily::V6 => OUTSIDE.1.into(),
@@ -95,7 +95,7 @@ pub(super) fn ends(
         to,
         port,
         protocol,
-        is_from_node: args.iif.is_none() && local.contains(&from),
+        is_from_node: !has_interface && local.contains(&from),
     })
 }
 

@@ -94,7 +94,13 @@ pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<Exi
         }
         None => args.desired.node.ips.clone(),
     };
-    let ends = ends(args, cluster.as_ref(), &local)?;
+    let ends = ends(
+        &args.from,
+        &args.to,
+        args.iif.is_some(),
+        cluster.as_ref(),
+        &local,
+    )?;
     drop(progress);
     let inputs = Inputs {
         args,

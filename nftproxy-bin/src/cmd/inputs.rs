@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::host;
-use nftproxy_core::inspect::{Desired, is_kube_proxys};
+use nftproxy_core::inspect::{Desired, Finding, is_kube_proxys, kube_proxy};
 use nftproxy_core::listing::{self, Listing};
 use nftproxy_core::model::{IpFamily, Node, State};
 use nftproxy_core::ruleset::Table;
@@ -176,6 +176,21 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
         .neighbours
         .retain(|neighbour| !is_ours(neighbour.family, &neighbour.table));
     Ok(listing)
+}
+
+/// What may serve Services on this host beside nf_tables.
+pub(crate) fn outside_of_nftables() -> Vec<Finding> {
+    let read = |path: &str| match std::fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(String::new()),
+        Err(_) => None,
+    };
+    let ipvs = read("/proc/net/ip_vs");
+    let [v4, v6] = ["/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"].map(read);
+    kube_proxy::outside_of_nftables(
+        ipvs.as_deref(),
+        [(IpFamily::V4, v4.as_deref()), (IpFamily::V6, v6.as_deref())],
+    )
 }
 
 /// Says on a terminal what is being done, and wipes it out when it is done.

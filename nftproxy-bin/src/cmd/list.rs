@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::args::{ListArgs, Origin, OutputFormat};
 use super::inputs::{self, Progress};
 use super::paint::{self, Columns, Paint};
+use super::watch::Watch;
 use crate::config::Settings;
 
 /// The version of the JSON document. It changes when what is there changes its meaning.
@@ -71,6 +72,7 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let families = args.output.family.families();
     let progress = Progress::new();
     progress.tell("reading Services");
+    let watch = args.watch.then(|| Watch::start(args)).transpose()?;
     let mut rows = match args.from {
         Origin::Desired => {
             let is_this_kernel =
@@ -83,7 +85,10 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
             )
         }
         Origin::Kernel => {
-            let listing = inputs::listing(&args.observed, families)?;
+            let listing = match &watch {
+                Some(watch) => &watch.listing,
+                None => &inputs::listing(&args.observed, families)?,
+            };
             for unread in &listing.unread {
                 tracing::warn!("{unread}");
             }
@@ -92,7 +97,7 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
                 "the listing could not be read as a whole"
             );
             anyhow::ensure!(
-                listing.v4.is_some() || listing.v6.is_some(),
+                args.watch || listing.v4.is_some() || listing.v6.is_some(),
                 "there is no table of nftproxy's"
             );
             let v4 = || {
@@ -128,6 +133,9 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
             services: rows.iter().map(document).collect(),
         })?,
     })?;
+    if let Some(watch) = watch {
+        watch.follow(args, &filter)?;
+    }
     Ok(ExitCode::from(u8::from(rows.is_empty())))
 }
 

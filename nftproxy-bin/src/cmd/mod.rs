@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod cleanup;
 pub(crate) mod diff;
+pub(crate) mod digest;
 mod ends;
 pub(crate) mod explain;
 pub(crate) mod init;
@@ -13,6 +14,8 @@ pub(crate) mod list;
 mod paint;
 pub(crate) mod render;
 pub(crate) mod run;
+pub(crate) mod trace;
+mod watch;
 
 use anyhow::Context;
 use nftproxy_core::host;

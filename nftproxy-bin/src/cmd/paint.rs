@@ -96,9 +96,14 @@ impl Columns {
 
 /// Writes a text to standard output. Whoever stops reading wants no more of it.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    is_printed(text).map(|_| ())
+}
+
+/// The same, and whether somebody still reads it.
+pub(crate) fn is_printed(text: &str) -> anyhow::Result<bool> {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to standard output"),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        result => result.context("writing to standard output").map(|()| true),
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use nftproxy_core::inspect::kube_proxy::{CHAINS, PREFIXES};
 use tracing::warn;
 
 use super::program::run;
@@ -21,45 +22,6 @@ const BACKENDS: [&str; 6] = [
     "ip6tables",
 ];
 
-/// Chains of kube-proxy by table. The kubelet's are not among them.
-const CHAINS: [(&str, &[&str]); 3] = [
-    (
-        "nat",
-        &[
-            "KUBE-SERVICES",
-            "KUBE-NODEPORTS",
-            "KUBE-POSTROUTING",
-            "KUBE-MARK-MASQ",
-            "KUBE-PROXY-CANARY",
-            "KUBE-NODE-PORT",
-            "KUBE-LOAD-BALANCER",
-        ],
-    ),
-    (
-        "filter",
-        &[
-            "KUBE-SERVICES",
-            "KUBE-EXTERNAL-SERVICES",
-            "KUBE-FORWARD",
-            "KUBE-NODEPORTS",
-            "KUBE-PROXY-FIREWALL",
-            "KUBE-PROXY-CANARY",
-            "KUBE-NODE-PORT",
-            "KUBE-SOURCE-RANGES-FIREWALL",
-            "KUBE-IPVS-FILTER",
-            "KUBE-IPVS-OUT-FILTER",
-        ],
-    ),
-    ("mangle", &["KUBE-PROXY-CANARY"]),
-];
-/// What the names of chains per Service start with, in table `nat`.
-const PREFIXES: [&str; 5] = [
-    "KUBE-SVC-",
-    "KUBE-SVL-",
-    "KUBE-FW-",
-    "KUBE-EXT-",
-    "KUBE-SEP-",
-];
 /// What the comments of kube-proxy's jumps start with.
 const COMMENTS: [&str; 2] = ["kubernetes ", "kube-proxy "];
 

@@ -15,8 +15,7 @@ use nftproxy_core::model::IpFamily;
 use nftproxy_core::ruleset::Table;
 use tracing::{error, info};
 
-/// kube-proxy's table in nftables mode.
-pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
+pub(crate) use nftproxy_core::inspect::kube_proxy::TABLE as KUBE_PROXY_TABLE;
 
 /// Removes what kube-proxy leaves behind in its modes iptables and ipvs. What fails is logged, and
 /// is the next start's to try again; returns whether nothing did.

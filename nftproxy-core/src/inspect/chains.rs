@@ -123,12 +123,12 @@ fn compare_rules<F: Family>(
 }
 
 /// Which chains lead where.
-struct Links {
+pub(super) struct Links {
     leads_to: BTreeMap<ChainName, BTreeSet<ChainName>>,
 }
 
 impl Links {
-    fn of<F: Family>(ruleset: &FamilyRuleset<F>) -> Self {
+    pub(super) fn of<F: Family>(ruleset: &FamilyRuleset<F>) -> Self {
         let mut maps = BTreeMap::<_, BTreeSet<ChainName>>::new();
         for element in &ruleset.elements {
             if let Data::Verdict(verdict) = element.data() {
@@ -159,7 +159,7 @@ impl Links {
     }
 
     /// The chains that packets come to.
-    fn reached(&self) -> BTreeSet<ChainName> {
+    pub(super) fn reached(&self) -> BTreeSet<ChainName> {
         let all = self.leads_to.keys().copied();
         let mut open: Vec<_> = all.filter(|chain| base_chain(*chain).is_some()).collect();
         let mut reached = BTreeSet::new();

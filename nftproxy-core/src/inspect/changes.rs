@@ -2,13 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::expr::text;
 use super::found::services_of;
 use super::services::ServiceRow;
 use crate::model::{Family, IpFamily};
 use crate::ruleset::FamilyRuleset;
-use crate::ruleset::element::{Data, Key};
-use crate::ruleset::name::ChainName;
 
 /// What becomes of a Service port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,32 +65,4 @@ fn lines(row: &ServiceRow) -> BTreeSet<String> {
         .iter()
         .map(|at| format!("endpoint {}", at.address));
     destinations.chain(endpoints).collect()
-}
-
-/// A ruleset in lines of which two are equal if connections fare equally: which slot an endpoint
-/// has does not count, nor do chains that are only left from before.
-pub fn canonical<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
-    let mut lines = BTreeSet::new();
-    for (chain, rules) in &ruleset.skeleton.chains {
-        if matches!(chain, ChainName::RememberFor(_)) {
-            continue;
-        }
-        for (number, rule) in rules.iter().enumerate() {
-            lines.insert(format!("chain {chain} {number}: {}", text::<F>(rule)));
-        }
-    }
-    for element in &ruleset.elements {
-        lines.insert(match (element.key(), element.data()) {
-            (Key::Slot(destination, _), Data::Endpoint(at)) => {
-                format!(
-                    "{}: {destination} : {} . {}",
-                    element.set(),
-                    at.address,
-                    at.port
-                )
-            }
-            _ => format!("{}: {}", element.set(), element.nft()),
-        });
-    }
-    lines
 }

@@ -1,10 +1,13 @@
 //! What becomes of one connection, and why, in Kubernetes' terms. Entry point: [`explain()`].
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::expr::text;
 use super::services::{EndpointRow, ServiceRow, services};
 use super::{Desired, OfFamily};
+use crate::compile::pick_rules;
 use crate::listing::Listing;
 use crate::model::{Family, Locality, Protocol, ServiceAddress, TrafficPolicy};
 use crate::ruleset::FamilyRuleset;
@@ -80,6 +83,21 @@ pub(super) fn with_texts<F: Family>(ruleset: &FamilyRuleset<F>) -> FamilyRuleset
         rule.text = text::<F>(rule);
     }
     ruleset
+}
+
+/// The text of each rule, by chain and place in it, from 0. Rules that were read from a kernel have
+/// none of their own.
+pub fn rule_texts<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeMap<(ChainName, usize), String> {
+    let picks = ruleset.picks.iter();
+    let picks = picks.map(|pick| (ChainName::Pick(*pick), Cow::Owned(pick_rules::<F>(*pick))));
+    let fixed = ruleset.skeleton.chains.iter();
+    let fixed = fixed.map(|(chain, rules)| (*chain, Cow::Borrowed(rules)));
+    let texts = fixed.chain(picks).flat_map(|(chain, rules)| {
+        let texts: Vec<_> = rules.iter().map(text::<F>).collect();
+        let numbered = texts.into_iter().enumerate();
+        numbered.map(move |(number, text)| ((chain, number), text))
+    });
+    texts.collect()
 }
 
 /// Explains a connection: by what was found, if there is a listing, else by what is desired.

@@ -5,6 +5,7 @@
 //! [`explain()`] and [`traffic()`].
 
 mod audit;
+mod canonical;
 mod chains;
 mod changes;
 mod draw;
@@ -13,6 +14,7 @@ mod explain;
 mod expr;
 mod finding;
 mod found;
+pub mod kube_proxy;
 mod others;
 mod owners;
 mod raise;
@@ -28,9 +30,10 @@ use crate::model::{Family, IpFamily, Node, State, V4, V6};
 use crate::ruleset::FamilyRuleset;
 
 pub use audit::{Report, Scope, audit};
-pub use changes::{ServiceChange, canonical, changes};
+pub use canonical::{canonical, shared};
+pub use changes::{ServiceChange, changes};
 pub use draw::{dot, svg};
-pub use explain::{Explanation, Query, Way, explain, explain_ruleset};
+pub use explain::{Explanation, Query, Way, explain, explain_ruleset, rule_texts};
 pub use finding::{Finding, Kind, Severity};
 pub use found::services_of;
 pub use others::is_kube_proxys;

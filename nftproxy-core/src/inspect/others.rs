@@ -1,23 +1,12 @@
 //! Tables of others that come before ours, and kube-proxy's.
 
 use super::finding::{Finding, Kind, Severity};
+use super::kube_proxy;
 use crate::model::IpFamily;
 use crate::neighbour::{Act, BaseChain, Neighbour};
 use crate::ruleset::Table;
 use crate::ruleset::schema::{Hook, PRIORITY_DSTNAT, PRIORITY_GUARD, PRIORITY_SRCNAT};
 
-/// kube-proxy's table in nftables mode.
-const KUBE_PROXY_TABLE: &str = "kube-proxy";
-/// What kube-proxy's chains start with in its iptables and ipvs modes.
-const KUBE_PROXY_CHAINS: [&str; 7] = [
-    "KUBE-SERVICES",
-    "KUBE-SVC-",
-    "KUBE-SEP-",
-    "KUBE-EXT-",
-    "KUBE-NODEPORTS",
-    "KUBE-NODE-PORT",
-    "KUBE-LOAD-BALANCER",
-];
 /// `NF_INET_FORWARD`
 const FORWARD: u32 = 2;
 /// `NF_INET_INGRESS` of the family `inet`
@@ -26,12 +15,11 @@ const INET_INGRESS: u32 = 5;
 /// Whether kube-proxy serves, or has served, Services by this table. Its canary chains, and those
 /// that the kubelet makes, do not count.
 pub fn is_kube_proxys(neighbour: &Neighbour) -> bool {
-    let is_its = |chain: &String| {
-        KUBE_PROXY_CHAINS
+    neighbour.table == kube_proxy::TABLE
+        || neighbour
+            .chains
             .iter()
-            .any(|start| chain.starts_with(start))
-    };
-    neighbour.table == KUBE_PROXY_TABLE || neighbour.chains.iter().any(is_its)
+            .any(|chain| kube_proxy::serves(chain))
 }
 
 /// What others' tables mean for ours.
@@ -58,7 +46,7 @@ pub(super) fn judge(table: &Table, neighbours: &[Neighbour], mut found: impl FnM
             } else {
                 (
                     Severity::Warning,
-                    "it translates Services too; stop kube-proxy, and remove its rules with `kube-proxy --cleanup`",
+                    "it translates Services too; stop kube-proxy, and remove its rules with `nftproxy cleanup`, which takes ours away as well until the proxy is started again",
                 )
             };
             found(finding(

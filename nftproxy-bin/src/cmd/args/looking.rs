@@ -1,4 +1,5 @@
-//! The command lines of what looks at rules: `list`, `audit`, `explain` and `diff`.
+//! The command lines of what looks at rules: `list`, `audit`, `explain`, `diff`,
+//! `digest` and `trace`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -35,6 +36,21 @@ listing of `nft list ruleset` or `nft -j list ruleset`, or manifests.
 
 Exit code: 0 if nothing differs, 1 if something does, 2 if it cannot be told. Which slot an endpoint \
 has does not count.";
+
+pub(super) const DIGEST_EXIT_CODES: &str = "\
+The digest is of all that decides over connections; which slot an endpoint has does not count. What \
+stands behind `shared` is without what depends on the node, so that nodes can be compared with each \
+other. It is the first half of the SHA-256 of the lines that `-o lines` prints for the family.
+
+Exit code: 0, or 2 if it cannot be told.";
+
+pub(super) const TRACE_EXIT_CODES: &str = "\
+FROM and TO are as for `explain`; `outside` is anybody. The first packets of new connections are \
+followed, from where connection tracking has seen them. For that a table of its own marks them, \
+which the kernel takes away when this command ends, however it ends; no other table is touched.
+
+Exit code: 0 if all that was seen went as explained and as the cluster asks for, 1 if not, 2 if \
+nothing was seen or it cannot be told.";
 
 /// Where desired state comes from. Without files it is the API server, as for `run`.
 #[derive(Debug, Args)]
@@ -130,6 +146,9 @@ pub(crate) struct ListArgs {
     /// Show endpoints, with the reason for those that are not used, and notes
     #[arg(short, long, help_heading = "Output")]
     pub(crate) wide: bool,
+    /// Go on with what changes in the kernel, until interrupted; takes `--from kernel`
+    #[arg(long, conflicts_with = "ruleset", help_heading = "Kernel state")]
+    pub(crate) watch: bool,
     #[command(flatten)]
     pub(crate) output: OutputFlags<OutputFormat>,
     #[command(flatten)]
@@ -217,4 +236,53 @@ pub(crate) enum DiffFormat {
     Json,
     /// The script alone
     Nft,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DigestArgs {
+    /// Digest what is desired, or what is in the kernel or a saved listing
+    #[arg(long, value_enum, default_value_t = Origin::Desired, help_heading = "Kernel state")]
+    pub(crate) from: Origin,
+    #[command(flatten)]
+    pub(crate) desired: DesiredFlags,
+    #[command(flatten)]
+    pub(crate) observed: ObservedFlags,
+    #[command(flatten)]
+    pub(crate) output: OutputFlags<DigestFormat>,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum DigestFormat {
+    #[default]
+    Text,
+    Json,
+    /// The lines that the digests are of
+    Lines,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Who connects
+    #[arg(value_name = "FROM")]
+    pub(crate) from: String,
+    /// Where to, with port and protocol
+    #[arg(value_name = "TO:PORT/PROTO")]
+    pub(crate) to: String,
+    /// End after so many packets; 0 goes on
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Limits")]
+    pub(crate) count: usize,
+    /// End after so many seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        help_heading = "Limits"
+    )]
+    pub(crate) timeout: u64,
+    #[command(flatten)]
+    pub(crate) desired: DesiredFlags,
+    #[command(flatten)]
+    pub(crate) config: ConfigFlags,
 }

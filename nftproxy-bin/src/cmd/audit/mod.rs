@@ -84,7 +84,7 @@ pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitC
     )?;
     progress.tell("reading the rules");
     let listing = inputs::listing(&args.observed, families)?;
-    let report = audit(
+    let mut report = audit(
         cluster.desired(),
         &listing,
         &Table::default(),
@@ -93,6 +93,10 @@ pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitC
             progress.tell(what);
         },
     );
+    if inputs::is_this_kernel(&args.observed) {
+        report.findings.extend(inputs::outside_of_nftables());
+        report.findings.sort();
+    }
     let outcome = outcome(&report);
     let printed = match args.output.output {
         AuditFormat::Text => text(

@@ -6,6 +6,7 @@ mod constants;
 mod decode;
 mod encode;
 mod ffi;
+mod flow_trace;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod hold;
@@ -29,6 +30,7 @@ use nix::sys::socket::MsgFlags;
 use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
 pub use self::encode::Batch;
+pub use self::flow_trace::{Flow, FlowStep, FlowTrace};
 use self::monitor::Subscription;
 pub use self::monitor::{Monitor, Reader};
 pub use self::part::Part;

@@ -1,0 +1,597 @@
+//! Has the kernel tell what becomes of the packets of one flow, rule by rule.
+//!
+//! A table of its own marks the packets that begin connections. The kernel deletes the table when
+//! the socket that made it closes, whatever ends the process; kernels before 5.12 cannot, so what
+//! one of them was left with goes at the next start. No other table is touched.
+//!
+//! Entry point: [`FlowTrace`].
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
+
+use super::attribute::{
+    NFGENMSG_LEN, begin_message, begin_nest, end_message, end_nest, find, messages, put, put_str,
+    string,
+};
+use super::constants::*;
+use super::socket::refused;
+use super::{Netlink, ffi, nfproto};
+use crate::apply::{ApplyError, Operation, Verb};
+use crate::model::{Family, IpFamily, Protocol, V4, V6};
+
+const NFNLGRP_NFTRACE: i32 = 9;
+const NFT_MSG_TRACE: u16 = 17;
+const NFT_TABLE_F_OWNER: u32 = 0x2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_TRACE_TABLE: u16 = 1;
+const NFTA_TRACE_CHAIN: u16 = 2;
+const NFTA_TRACE_RULE_HANDLE: u16 = 3;
+const NFTA_TRACE_TYPE: u16 = 4;
+const NFTA_TRACE_VERDICT: u16 = 5;
+const NFTA_TRACE_ID: u16 = 6;
+const NFTA_TRACE_NETWORK_HEADER: u16 = 8;
+const NFTA_TRACE_TRANSPORT_HEADER: u16 = 9;
+const NFTA_TRACE_IIF: u16 = 10;
+const NFTA_TRACE_POLICY: u16 = 16;
+/// `NFT_TRACETYPE_RULE`
+const TYPE_RULE: u32 = 3;
+
+/// Where the chains that mark packets sit: right after connection tracking, before anybody else.
+const PRIORITY: i32 = -199;
+/// The tables' names start so, and go on with the number of the process.
+const TABLE_PREFIX: &str = "nftproxy-trace-";
+/// What may wait to be read, in bytes as the kernel counts them.
+const QUEUE: usize = 8 * 1024 * 1024;
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// The packets that are followed: the first ones of connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Who connects; `None` for anybody.
+    pub source: Option<IpAddr>,
+    /// Where to.
+    pub destination: IpAddr,
+    /// By which protocol.
+    pub protocol: Protocol,
+    /// The destination port.
+    pub port: u16,
+}
+
+/// One thing that happened to a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FlowStep {
+    /// Which packet it is; numbers come again after a while.
+    pub packet: u32,
+    /// The family of the table; `None` for one that holds rules of several.
+    pub family: Option<IpFamily>,
+    /// The table.
+    pub table: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule's handle; `None` for what the chain does at its end.
+    pub rule: Option<u64>,
+    /// What it came to, as nft(8) calls it: `accept`, `goto pick-2`, `continue`.
+    pub verdict: String,
+    /// From where the packet comes and goes to at this point; once for each base chain.
+    pub ends: Option<(SocketAddr, SocketAddr)>,
+    /// The number of the interface that it came in by.
+    pub input_interface: Option<u32>,
+}
+
+/// A flow that is being followed.
+#[derive(Debug)]
+pub struct FlowTrace {
+    /// Its socket owns the table, where the kernel knows of owners.
+    netlink: Netlink,
+    events: Events,
+    table: String,
+    family: IpFamily,
+    buffer: Vec<u8>,
+}
+
+struct Events(ffi::Socket);
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Events").finish()
+    }
+}
+
+impl FlowTrace {
+    /// Starts to follow a flow, in the network namespace of this thread.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked, or lacks what it takes.
+    pub fn start(flow: &Flow) -> Result<Self, ApplyError> {
+        let family = IpFamily::of(flow.destination);
+        let mut netlink = Netlink::open()?;
+        netlink.remove_stale_traces()?;
+        let socket = ffi::Socket::open().map_err(ApplyError::Open)?;
+        let _ = setsockopt(&socket.descriptor(), sockopt::RcvBufForce, &QUEUE)
+            .or_else(|_| setsockopt(&socket.descriptor(), sockopt::RcvBuf, &QUEUE));
+        socket
+            .set_option(NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTRACE)
+            .map_err(ApplyError::Open)?;
+        let table = format!("{TABLE_PREFIX}{}", std::process::id());
+        let mut create = |flags| match family {
+            IpFamily::V4 => netlink.send_trace::<V4>(&table, flags, flow),
+            IpFamily::V6 => netlink.send_trace::<V6>(&table, flags, flow),
+        };
+        match create(NFT_TABLE_F_OWNER) {
+            // Kernels before 5.12 know no owners.
+            Err(ApplyError::Refused(refusal))
+                if matches!(refusal.operation, Operation::Table(Verb::Add)) =>
+            {
+                create(0)?;
+            }
+            created => created?,
+        }
+        Ok(Self {
+            netlink,
+            events: Events(socket),
+            table,
+            family,
+            buffer: vec![0; RECEIVE_BUFFER],
+        })
+    }
+
+    /// Reads what has been told, without waiting; what concerns the tracing table itself is left
+    /// out. `is_lost` becomes true if the kernel had more to say than it could keep.
+    ///
+    /// # Errors
+    ///
+    /// If nothing will be heard any more.
+    pub fn read(&mut self, is_lost: &mut bool) -> io::Result<Vec<FlowStep>> {
+        let mut steps = Vec::new();
+        loop {
+            let descriptor = self.events.0.descriptor().as_raw_fd();
+            match recv(descriptor, &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(length) => {
+                    let datagram = &self.buffer[..length];
+                    let all = messages(datagram)
+                        .filter_map(|message| read_step(message.message_type, message.body));
+                    steps.extend(all.filter(|step| !is_trace(&step.table)));
+                }
+                Err(Errno::EAGAIN) => return Ok(steps),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ENOBUFS) => *is_lost = true,
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Where the rules of a family's tables stand in their chains, by table, chain and handle, from
+    /// 0.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn rule_numbers(&mut self) -> Result<BTreeMap<(String, String, u64), usize>, ApplyError> {
+        match self.family {
+            IpFamily::V4 => self.netlink.rule_numbers::<V4>(),
+            IpFamily::V6 => self.netlink.rule_numbers::<V6>(),
+        }
+    }
+}
+
+impl AsFd for FlowTrace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.0.descriptor()
+    }
+}
+
+impl Drop for FlowTrace {
+    fn drop(&mut self) {
+        // Where the kernel knows owners this only makes it certain that the table is gone by now.
+        let _ = match self.family {
+            IpFamily::V4 => self.netlink.delete_table::<V4>(&self.table),
+            IpFamily::V6 => self.netlink.delete_table::<V6>(&self.table),
+        };
+    }
+}
+
+/// Whether a table is one of those that mark packets, of this process or another.
+fn is_trace(table: &str) -> bool {
+    table.starts_with(TABLE_PREFIX)
+}
+
+impl Netlink {
+    /// Deletes the tables of processes that are gone. Those that belong to a socket are not ours to
+    /// delete, and need not be.
+    fn remove_stale_traces(&mut self) -> Result<(), ApplyError> {
+        for neighbour in self.neighbours()? {
+            let process = neighbour.table.strip_prefix(TABLE_PREFIX);
+            let is_stale = process
+                .is_some_and(|process| !std::path::Path::new("/proc").join(process).exists());
+            if is_stale {
+                // Whatever keeps it from being deleted, it keeps nobody from tracing.
+                let _ = match neighbour.family {
+                    "ip" => self.delete_table::<V4>(&neighbour.table),
+                    "ip6" => self.delete_table::<V6>(&neighbour.table),
+                    _ => Ok(()),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn delete_table<F: Family>(&mut self, table: &str) -> Result<(), ApplyError> {
+        let mut batch = Bytes::<F>::new();
+        batch.message(NFT_MSG_DELTABLE, NLM_F_ACK, |out| {
+            put_str(out, NFTA_TABLE_NAME, table);
+        });
+        let operation = [Operation::Table(Verb::Delete)];
+        self.send_bytes(batch, &operation)
+    }
+
+    /// Makes the table that marks packets.
+    fn send_trace<F: Family>(
+        &mut self,
+        table: &str,
+        flags: u32,
+        flow: &Flow,
+    ) -> Result<(), ApplyError> {
+        let mut batch = Bytes::<F>::new();
+        let create = NLM_F_CREATE | NLM_F_EXCL;
+        batch.message(NFT_MSG_NEWTABLE, create, |out| {
+            put_str(out, NFTA_TABLE_NAME, table);
+            put(out, NFTA_TABLE_FLAGS, &flags.to_be_bytes());
+        });
+        for (chain, hook) in CHAINS {
+            batch.message(NFT_MSG_NEWCHAIN, create, |out| {
+                put_str(out, NFTA_CHAIN_TABLE, table);
+                put_str(out, NFTA_CHAIN_NAME, chain);
+                let nest = begin_nest(out, NFTA_CHAIN_HOOK);
+                put(out, NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
+                put(out, NFTA_HOOK_PRIORITY, &PRIORITY.to_be_bytes());
+                end_nest(out, nest);
+                put_str(out, NFTA_CHAIN_TYPE, "filter");
+            });
+        }
+        for (at, (chain, _)) in CHAINS.iter().enumerate() {
+            let ack = if at + 1 == CHAINS.len() { NLM_F_ACK } else { 0 };
+            batch.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND | ack, |out| {
+                put_str(out, NFTA_RULE_TABLE, table);
+                put_str(out, NFTA_RULE_CHAIN, chain);
+                let nest = begin_nest(out, NFTA_RULE_EXPRESSIONS);
+                mark::<F>(out, flow);
+                end_nest(out, nest);
+            });
+        }
+        let operations = [
+            Operation::Table(Verb::Add),
+            Operation::Batch,
+            Operation::Batch,
+            Operation::Batch,
+            Operation::Batch,
+        ];
+        self.send_bytes(batch, &operations)
+    }
+
+    fn send_bytes<F: Family>(
+        &mut self,
+        batch: Bytes<F>,
+        operations: &[Operation],
+    ) -> Result<(), ApplyError> {
+        let acknowledged = batch.sequence - 1;
+        self.connection.send(&batch.end())?;
+        match self.answers(acknowledged)?.into_iter().next() {
+            None => Ok(()),
+            Some(refusal) => {
+                // The first message after the beginning of the batch has number 2.
+                let at = refusal.sequence.saturating_sub(2) as usize;
+                let operation = operations.get(at).cloned().unwrap_or(Operation::Batch);
+                Err(refused(
+                    F::FAMILY,
+                    operation,
+                    refusal.message,
+                    refusal.errno,
+                ))
+            }
+        }
+    }
+
+    fn rule_numbers<F: Family>(
+        &mut self,
+    ) -> Result<BTreeMap<(String, String, u64), usize>, ApplyError> {
+        let mut numbers = BTreeMap::new();
+        let mut counts = BTreeMap::<(String, String), usize>::new();
+        self.dump::<F>(
+            NFT_MSG_GETRULE,
+            "rules",
+            |_| {},
+            |rule| {
+                let table = find(rule, NFTA_RULE_TABLE).and_then(string);
+                let chain = find(rule, NFTA_RULE_CHAIN).and_then(string);
+                let handle = find(rule, NFTA_RULE_HANDLE).and_then(be64);
+                let (Some(table), Some(chain), Some(handle)) = (table, chain, handle) else {
+                    return;
+                };
+                let count = counts.entry((table.into(), chain.into())).or_default();
+                numbers.insert((table.into(), chain.into(), handle), *count);
+                *count += 1;
+            },
+        )?;
+        Ok(numbers)
+    }
+}
+
+/// Chains with the numbers of their hooks, `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
+const CHAINS: [(&str, u32); 2] = [("prerouting", 0), ("output", 3)];
+
+/// Messages of one batch.
+struct Bytes<F> {
+    bytes: Vec<u8>,
+    sequence: u32,
+    family: std::marker::PhantomData<F>,
+}
+
+impl<F: Family> Bytes<F> {
+    fn new() -> Self {
+        let mut batch = Self {
+            bytes: Vec::new(),
+            sequence: 1,
+            family: std::marker::PhantomData,
+        };
+        batch.boundary(NFNL_MSG_BATCH_BEGIN);
+        batch
+    }
+
+    fn boundary(&mut self, message_type: u16) {
+        let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+        let nfgenmsg = [0, 0, high, low];
+        let out = &mut self.bytes;
+        let start = begin_message(out, message_type, NLM_F_REQUEST, self.sequence, nfgenmsg);
+        end_message(out, start);
+        self.sequence += 1;
+    }
+
+    fn message(&mut self, message_type: u16, flags: u16, write: impl FnOnce(&mut Vec<u8>)) {
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
+        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
+        let flags = NLM_F_REQUEST | flags;
+        let out = &mut self.bytes;
+        let start = begin_message(out, message_type, flags, self.sequence, nfgenmsg);
+        write(out);
+        end_message(out, start);
+        self.sequence += 1;
+    }
+
+    fn end(mut self) -> Vec<u8> {
+        self.boundary(NFNL_MSG_BATCH_END);
+        self.bytes
+    }
+}
+
+/// `ct state new ip saddr … ip daddr … meta l4proto … th dport … meta nftrace set 1`
+fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
+    const REGISTER: u32 = 1;
+    const NFT_META_NFTRACE: u32 = 12;
+    /// `NF_CT_STATE_BIT(IP_CT_NEW)`
+    const NEW: u32 = 1 << 3;
+    let number = |out: &mut Vec<u8>, attribute, value: u32| {
+        put(out, attribute, &value.to_be_bytes());
+    };
+    let value = |out: &mut Vec<u8>, attribute, value: &[u8]| {
+        let nest = begin_nest(out, attribute);
+        put(out, NFTA_DATA_VALUE, value);
+        end_nest(out, nest);
+    };
+    let compare = |out: &mut Vec<u8>, operation, with: &[u8]| {
+        expression(out, "cmp", |out| {
+            number(out, 1, REGISTER);
+            number(out, 2, operation);
+            value(out, 3, with);
+        });
+    };
+    let payload = |out: &mut Vec<u8>, base, offset, with: &[u8]| {
+        expression(out, "payload", |out| {
+            number(out, 1, REGISTER);
+            number(out, 2, base);
+            number(out, 3, offset);
+            number(out, 4, with.len() as u32);
+        });
+        compare(out, NFT_CMP_EQ, with);
+    };
+    expression(out, "ct", |out| {
+        number(out, 1, REGISTER);
+        number(out, 2, 0);
+    });
+    expression(out, "bitwise", |out| {
+        number(out, 1, REGISTER);
+        number(out, 2, REGISTER);
+        number(out, 3, 4);
+        value(out, 4, &NEW.to_ne_bytes());
+        value(out, 5, &[0; 4]);
+    });
+    compare(out, NFT_CMP_NEQ, &[0; 4]);
+    let ends = [
+        (F::SADDR_OFFSET, flow.source),
+        (F::DADDR_OFFSET, Some(flow.destination)),
+    ];
+    for (offset, ip) in ends {
+        if let Some(address) = ip.and_then(F::address) {
+            let mut bytes = Vec::new();
+            F::write_address(address, &mut bytes);
+            payload(out, NFT_PAYLOAD_NETWORK_HEADER, offset, &bytes);
+        }
+    }
+    expression(out, "meta", |out| {
+        number(out, 1, REGISTER);
+        number(out, 2, NFT_META_L4PROTO);
+    });
+    compare(out, NFT_CMP_EQ, &[flow.protocol.number()]);
+    payload(
+        out,
+        NFT_PAYLOAD_TRANSPORT_HEADER,
+        2,
+        &flow.port.to_be_bytes(),
+    );
+    expression(out, "immediate", |out| {
+        number(out, 1, REGISTER);
+        value(out, 2, &[1]);
+    });
+    expression(out, "meta", |out| {
+        number(out, 2, NFT_META_NFTRACE);
+        number(out, 3, REGISTER);
+    });
+}
+
+fn expression(out: &mut Vec<u8>, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
+    let element = begin_nest(out, NFTA_LIST_ELEM);
+    put_str(out, NFTA_EXPR_NAME, name);
+    let nest = begin_nest(out, NFTA_EXPR_DATA);
+    data(out);
+    end_nest(out, nest);
+    end_nest(out, element);
+}
+
+fn be32(payload: &[u8]) -> Option<u32> {
+    super::attribute::be32(payload)
+}
+
+fn be64(payload: &[u8]) -> Option<u64> {
+    payload.try_into().ok().map(u64::from_be_bytes)
+}
+
+/// Reads a message of type `NFT_MSG_TRACE`; `None` for another, or one that is cut off.
+fn read_step(message_type: u16, body: &[u8]) -> Option<FlowStep> {
+    if message_type != NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE {
+        return None;
+    }
+    let (nfgenmsg, attributes) = body.split_at_checked(NFGENMSG_LEN)?;
+    let name = |attribute| {
+        let name = find(attributes, attribute).and_then(string);
+        name.unwrap_or_default().to_owned()
+    };
+    let number = |attribute| find(attributes, attribute).and_then(be32);
+    let verdict = find(attributes, NFTA_TRACE_VERDICT);
+    let code = verdict
+        .and_then(|verdict| find(verdict, NFTA_VERDICT_CODE))
+        .and_then(be32);
+    let target = verdict
+        .and_then(|verdict| find(verdict, NFTA_VERDICT_CHAIN))
+        .and_then(string);
+    let is_rule = number(NFTA_TRACE_TYPE) == Some(TYPE_RULE);
+    Some(FlowStep {
+        packet: number(NFTA_TRACE_ID)?,
+        family: match u16::from(nfgenmsg[0]) {
+            NFPROTO_IPV4 => Some(IpFamily::V4),
+            NFPROTO_IPV6 => Some(IpFamily::V6),
+            _ => None,
+        },
+        table: name(NFTA_TRACE_TABLE),
+        chain: name(NFTA_TRACE_CHAIN),
+        rule: find(attributes, NFTA_TRACE_RULE_HANDLE)
+            .and_then(be64)
+            .filter(|_| is_rule),
+        verdict: verdict_text(code.or(number(NFTA_TRACE_POLICY)), target),
+        ends: ends(
+            find(attributes, NFTA_TRACE_NETWORK_HEADER),
+            find(attributes, NFTA_TRACE_TRANSPORT_HEADER),
+        ),
+        input_interface: number(NFTA_TRACE_IIF),
+    })
+}
+
+fn verdict_text(code: Option<u32>, target: Option<&str>) -> String {
+    let target = target.unwrap_or_default();
+    match code.map(|code| code as i32) {
+        Some(NF_DROP) => "drop".into(),
+        Some(1) => "accept".into(),
+        Some(2) => "stolen".into(),
+        // The number of the queue is in the upper half.
+        Some(code) if code & 0xff == 3 && code > 0 => "queue".into(),
+        Some(-1) => "continue".into(),
+        Some(-2) => "break".into(),
+        Some(NFT_JUMP) => format!("jump {target}"),
+        Some(NFT_GOTO) => format!("goto {target}"),
+        Some(NFT_RETURN) => "return".into(),
+        Some(code) => format!("verdict {code}"),
+        None => "continue".into(),
+    }
+}
+
+fn ends(network: Option<&[u8]>, transport: Option<&[u8]>) -> Option<(SocketAddr, SocketAddr)> {
+    let network = network?;
+    let (source, destination): (IpAddr, IpAddr) = match network.first()? >> 4 {
+        4 => {
+            let at = |at: usize| <[u8; 4]>::try_from(network.get(at..at + 4)?).ok();
+            (
+                Ipv4Addr::from(at(12)?).into(),
+                Ipv4Addr::from(at(16)?).into(),
+            )
+        }
+        6 => {
+            let at = |at: usize| <[u8; 16]>::try_from(network.get(at..at + 16)?).ok();
+            (
+                Ipv6Addr::from(at(8)?).into(),
+                Ipv6Addr::from(at(24)?).into(),
+            )
+        }
+        _ => return None,
+    };
+    let port = |at: usize| {
+        let bytes = transport?.get(at..at + 2)?;
+        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+    };
+    let with_port = |ip, at| SocketAddr::new(ip, port(at).unwrap_or_default());
+    Some((with_port(source, 0), with_port(destination, 2)))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is a failed test")]
+mod tests {
+    use super::*;
+
+    /// A message as the kernel writes it.
+    fn message() -> Vec<u8> {
+        let mut body = vec![2, 0, 0, 0];
+        put_str(&mut body, NFTA_TRACE_TABLE, "nftproxy");
+        put(&mut body, NFTA_TRACE_TYPE, &TYPE_RULE.to_be_bytes());
+        put(&mut body, NFTA_TRACE_ID, &7u32.to_be_bytes());
+        put_str(&mut body, NFTA_TRACE_CHAIN, "services");
+        put(&mut body, NFTA_TRACE_RULE_HANDLE, &42u64.to_be_bytes());
+        let nest = begin_nest(&mut body, NFTA_TRACE_VERDICT);
+        put(&mut body, NFTA_VERDICT_CODE, &NFT_GOTO.to_be_bytes());
+        put_str(&mut body, NFTA_VERDICT_CHAIN, "pick-2");
+        end_nest(&mut body, nest);
+        let mut header = vec![0x45; 20];
+        header[12..].copy_from_slice(&[10, 0, 0, 1, 10, 96, 0, 1]);
+        put(&mut body, NFTA_TRACE_NETWORK_HEADER, &header);
+        put(&mut body, NFTA_TRACE_TRANSPORT_HEADER, &[0x10, 0, 0, 80]);
+        body
+    }
+
+    #[test]
+    fn steps_are_read_and_what_is_cut_off_is_none() {
+        let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE;
+        let body = message();
+        let step = read_step(kind, &body).unwrap();
+        let expected = FlowStep {
+            packet: 7,
+            family: Some(IpFamily::V4),
+            table: "nftproxy".into(),
+            chain: "services".into(),
+            rule: Some(42),
+            verdict: "goto pick-2".into(),
+            ends: Some((
+                "10.0.0.1:4096".parse().unwrap(),
+                "10.96.0.1:80".parse().unwrap(),
+            )),
+            input_interface: None,
+        };
+        assert_eq!(step, expected);
+        assert_eq!(read_step(kind - 1, &body), None);
+        for length in 0..body.len() {
+            // Whatever is missing, it does not panic.
+            let _ = read_step(kind, &body[..length]);
+        }
+    }
+}
