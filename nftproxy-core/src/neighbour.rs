@@ -3,7 +3,11 @@
 //! Plain data: [`crate::apply::netlink`] fills it from the kernel, [`crate::listing`] from a saved
 //! listing.
 
+mod served;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use served::{Served, Treatment};
 
 /// A table, of anybody.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use integration::daemon::{binary, run};
+use integration::daemon::{Daemon, binary, run};
 use integration::kube_proxy::{self, affinity_set};
 use integration::lab::{CLIENT, Dual};
 use integration::manifest::{SERVICE_PORT, cluster_ip};
@@ -374,5 +374,70 @@ fn connections_outlive_a_cleanup() {
         assert_alive(&mut flows);
         let to = (cluster_ip(PLAIN).v4, SERVICE_PORT).into();
         assert!(Flow::open(Source::Pod3.namespace(&bed.lab), to).is_err());
+    });
+}
+
+/// The shadow mode computes everything and programs nothing, and tells what a takeover would change:
+/// nothing while kube-proxy does the same, in either mode; and what differs, once and no more.
+#[test]
+fn a_dry_run_changes_nothing_and_tells_what_would() {
+    in_sandbox(|| {
+        binary().unwrap();
+        for mode in modes() {
+            let bed = Bed::new();
+            bed.put_both();
+            bed.load_mode(mode);
+            let ruleset = || bed.lab.node.exec(&["nft", "list", "ruleset"]).unwrap();
+            let before = ruleset();
+            let monitor = Monitor::start(&bed.lab.node);
+            let n_before = monitor.transactions("\n").len();
+            let folder = bed.manifests.path().to_str().unwrap();
+            let arguments = [
+                "run",
+                "--dry-run",
+                "--dry-run-healthz=127.0.0.1:20256",
+                "--dry-run-metrics=127.0.0.1:20249",
+                "--manifests",
+                folder,
+                "--hostname-override=node",
+                "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48",
+                "-v=2",
+            ];
+            let mut daemon = Daemon::start(&bed.lab.node, &arguments).unwrap();
+            for family in ["IPv4", "IPv6"] {
+                let nothing = format!(
+                    "a takeover from kube-proxy would change no destination and no endpoint\" \
+                     ipFamily=\"{family}\""
+                );
+                daemon.wait_for_log(&nothing).unwrap();
+            }
+            // A Service more, one less, and an endpoint less.
+            bed.put("new", 3, &[POD1], |_| {});
+            bed.put("plain", PLAIN, &[POD1], |_| {});
+            bed.manifests.remove("sticky").unwrap();
+            let new = format!("{}:{SERVICE_PORT}", cluster_ip(3).v4);
+            let gone = format!("{}:{SERVICE_PORT}", cluster_ip(STICKY).v4);
+            for line in [
+                format!("{new}/TCP of default/new:tcp is not caught now, and would be served"),
+                format!("{gone}/UDP is served now, and would be not caught"),
+                "endpoints of default/plain:tcp: 10.244.1.13:8080 would lose their clients".into(),
+            ] {
+                daemon.wait_for_log(&format!("dry run: {line}")).unwrap();
+            }
+            for page in ["127.0.0.1:20256/healthz", "127.0.0.1:20249/metrics"] {
+                let ask = ["curl", "-sf", page];
+                assert!(!bed.lab.node.exec(&ask).unwrap().is_empty(), "{page}");
+            }
+            assert_eq!(ruleset(), before);
+            assert_eq!(
+                monitor.transactions("\n").len(),
+                n_before,
+                "{}",
+                monitor.text()
+            );
+            let log = daemon.log();
+            assert!(!log.contains("Set sysctl"), "{log}");
+            assert_eq!(daemon.stop().unwrap(), Some(0));
+        }
     });
 }

@@ -7,7 +7,7 @@
 mod looking;
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -128,9 +128,36 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Tables")]
     pub(crate) hold_tables: bool,
     #[command(flatten)]
+    pub(crate) dry_run: DryRun,
+    #[command(flatten)]
     pub(crate) instead: Instead,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
+}
+
+/// A trial beside a kube-proxy that runs.
+#[derive(Debug, Args)]
+pub(crate) struct DryRun {
+    /// Follow the cluster and compute all rules, but change nothing on this host; log what a takeover
+    /// from the kube-proxy that runs here would change for traffic
+    #[arg(long, conflicts_with = "take_over", help_heading = "Dry run")]
+    pub(crate) dry_run: bool,
+    /// Listener of the health check in a dry run; kube-proxy has the usual one [default: none]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        requires = "dry_run",
+        help_heading = "Dry run"
+    )]
+    pub(crate) dry_run_healthz: Option<SocketAddr>,
+    /// Listener of the metrics in a dry run [default: none]
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        requires = "dry_run",
+        help_heading = "Dry run"
+    )]
+    pub(crate) dry_run_metrics: Option<SocketAddr>,
 }
 
 /// What kube-proxy does instead of running. The first of these counts.

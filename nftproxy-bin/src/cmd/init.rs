@@ -18,7 +18,7 @@ use crate::{host_settings, leftovers};
 pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     leftovers::remove_other_modes();
     // The checks load what the sysctls belong to, so they come first.
-    super::run::check_kernel(settings)?;
+    super::run::check_kernel(settings, false)?;
     let node_name = super::node_name(settings)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -9,7 +9,7 @@ use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
 use nftproxy_core::apply::netlink::{Monitor, Netlink, share_heap};
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
-use nftproxy_core::engine::flows::{FlowTable, Forgetter};
+use nftproxy_core::engine::flows::{FlowTable, Flows, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
 use nftproxy_core::host;
 use nftproxy_core::model::{IpFamily, V4, V6};
@@ -31,6 +31,7 @@ use crate::daemon::logging::Levels;
 use crate::daemon::node::ThisNode;
 use crate::daemon::notify::{STOPPING, notify};
 use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
+use crate::daemon::shadow::{self, Shadow};
 use crate::daemon::standing::Standing;
 use crate::daemon::tally::Tally;
 use crate::daemon::{health_check_node_port, report};
@@ -50,9 +51,59 @@ pub(crate) const EVENT_QUEUE: usize = 1024;
 /// Runs until told to stop. The rules stay in the kernel.
 pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> anyhow::Result<()> {
     share_heap();
-    let node_name = super::node_name(settings)?;
     raise_file_limit();
+    if args.dry_run.dry_run {
+        return run_dry(args, settings, levels);
+    }
     let (kernels, monitor) = open_kernels(args, settings)?;
+    let host = || {
+        host_settings::set_conntrack(&settings.conntrack, false)?;
+        host_settings::set_oom_score_adj(settings.oom_score_adj);
+        Ok(())
+    };
+    run_on(kernels, monitor, host, args, settings, levels)
+}
+
+/// Runs beside a kube-proxy, with rules in memory only.
+fn run_dry(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> anyhow::Result<()> {
+    let families = check_kernel(settings, true)?;
+    info!("dry run: nothing on this host is changed, and no rule is programmed");
+    let has = |family| families.contains(&family).then_some(());
+    let kernels = Kernels {
+        v4: has(IpFamily::V4).map(|()| Shadow::<V4>::default()),
+        v6: has(IpFamily::V6).map(|()| Shadow::<V6>::default()),
+        flows: None,
+    };
+    let comparison = "starting a thread that compares";
+    if let Some(v4) = kernels.v4.clone() {
+        shadow::compare_in_background(v4).context(comparison)?;
+    }
+    if let Some(v6) = kernels.v6.clone() {
+        shadow::compare_in_background(v6).context(comparison)?;
+    }
+    let settings = Settings {
+        healthz_bind_address: args.dry_run.dry_run_healthz,
+        metrics_bind_address: args.dry_run.dry_run_metrics,
+        ..settings.clone()
+    };
+    run_on(kernels, None, || Ok(()), args, &settings, levels)
+}
+
+/// Runs on these kernels, after `set_up_host`.
+fn run_on<K4, K6>(
+    kernels: Kernels<K4, K6, Conntrack>,
+    monitor: Option<Monitor>,
+    set_up_host: impl FnOnce() -> anyhow::Result<()>,
+    args: &RunArgs,
+    settings: &Settings,
+    levels: &Arc<Levels>,
+) -> anyhow::Result<()>
+where
+    K4: Kernel<V4> + Send + 'static,
+    K6: Kernel<V6> + Send + 'static,
+{
+    let is_dry = args.dry_run.dry_run;
+    let node_name = super::node_name(settings)?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
@@ -60,8 +111,7 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
     for (name, value) in &settings.flags {
         debug!("FLAG: --{name}={value:?}");
     }
-    host_settings::set_conntrack(&settings.conntrack, false)?;
-    host_settings::set_oom_score_adj(settings.oom_score_adj);
+    set_up_host()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -79,12 +129,13 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
             .then(|| super::node_info(&args.node));
         let expects_node = node_info.is_none();
         let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
-        let takes_over = args.take_over.unwrap_or(expects_node);
+        let takes_over = !is_dry && args.take_over.unwrap_or(expects_node);
         let predecessor = takes_over
             .then(|| Table::new(KUBE_PROXY_TABLE, 0))
             .transpose()
             .context("naming kube-proxy's table")?;
-        let engine = engine(kernels, &this_node, expects_node, predecessor, settings);
+        let options = options(&this_node, expects_node, predecessor, is_dry, settings);
+        let engine = Engine::new(kernels, options, Instant::now());
         let standing = Standing::new(engine.health().clone(), &families, expects_node);
         let standing = Arc::new(standing);
 
@@ -92,7 +143,11 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
         let http = http::Thread::start().context("starting the thread of the servers")?;
         let mut failures = serve(&http, settings, &metrics, &standing, levels);
         let (sender, receiver) = mpsc::channel(EVENT_QUEUE);
-        let recorder = follow_cluster(args, settings, &node_name, &sender, &metrics)?;
+        let mut recorder = follow_cluster(args, settings, &node_name, &sender, &metrics)?;
+        if is_dry {
+            // Nobody is to take it for the proxy of this node.
+            recorder = Recorder::default();
+        }
         recorder.record(of_node(&node_name, false, "Starting"));
         addresses::watch(sender.clone()).context("watching the addresses of this host")?;
         let _watch = monitor
@@ -104,24 +159,20 @@ pub(crate) fn run(args: &RunArgs, settings: &Settings, levels: &Arc<Levels>) -> 
             .transpose()
             .context("starting a thread that watches the tables")?;
 
-        let conntrack = Conntrack::open().context("opening connection tracking")?;
-        let conntrack = Measured::new(conntrack, metrics.proxy.clone());
-        let flows = Forgetter::new(conntrack);
-        let own = metrics.own.clone();
-        let followers = Followers {
-            flows: forget_in_background(flows, move |outcome| {
-                own.flows(outcome);
-                report::log(outcome);
-            })
-            .context("starting a thread for connection tracking")?,
-            health_check_node_ports: health_check_node_port::start(
-                http.handle(),
-                engine.health().clone(),
-                node_name.clone(),
-                recorder.clone(),
-            ),
-            recorder: recorder.clone(),
-            removes_leftovers: takes_over,
+        let followers = if is_dry {
+            idle_followers()
+        } else {
+            Followers {
+                flows: forget_flows(&metrics)?,
+                health_check_node_ports: health_check_node_port::start(
+                    http.handle(),
+                    engine.health().clone(),
+                    node_name.clone(),
+                    recorder.clone(),
+                ),
+                recorder: recorder.clone(),
+                removes_leftovers: takes_over,
+            }
         };
         let tally = Tally::new(metrics, &families);
         let proxy = Proxy::new(engine, this_node, followers, standing, tally);
@@ -193,19 +244,49 @@ fn families<K4, K6, T>(kernels: &Kernels<K4, K6, T>) -> Vec<IpFamily> {
     v4.into_iter().chain(v6).collect()
 }
 
-fn engine(
-    kernels: Kernels<Netlink, Netlink, Conntrack>,
+/// Starts a thread that forgets stale UDP flows.
+fn forget_flows(metrics: &Metrics) -> anyhow::Result<std::sync::mpsc::Sender<Flows>> {
+    let conntrack = Conntrack::open().context("opening connection tracking")?;
+    let conntrack = Measured::new(conntrack, metrics.proxy.clone());
+    let own = metrics.own.clone();
+    forget_in_background(Forgetter::new(conntrack), move |outcome| {
+        own.flows(outcome);
+        report::log(outcome);
+    })
+    .context("starting a thread for connection tracking")
+}
+
+/// Followers that follow nothing, as there are no rules.
+fn idle_followers() -> Followers {
+    let (health_check_node_ports, mut checks) = mpsc::unbounded_channel();
+    tokio::spawn(async move { while checks.recv().await.is_some() {} });
+    Followers {
+        // No flow is handed over.
+        flows: std::sync::mpsc::channel().0,
+        health_check_node_ports,
+        recorder: Recorder::default(),
+        removes_leftovers: false,
+    }
+}
+
+fn options(
     this_node: &ThisNode,
     expects_node: bool,
     takes_over: Option<Table>,
+    is_dry: bool,
     settings: &Settings,
-) -> Engine {
+) -> Options {
     let node_patience = if expects_node {
         NODE_PATIENCE
     } else {
         Duration::ZERO
     };
-    let options = Options {
+    let flows = if is_dry {
+        FlowOption::Ignore
+    } else {
+        FlowOption::HandOver
+    };
+    Options {
         node: this_node.node(),
         node_patience,
         pace: Pace {
@@ -214,10 +295,9 @@ fn engine(
             comparison_period: spread(Pace::default().comparison_period),
         },
         takes_over,
-        flows: FlowOption::HandOver,
+        flows,
         ..Options::default()
-    };
-    Engine::new(kernels, options, Instant::now())
+    }
 }
 
 /// Starts following the cluster, or the manifests that stand in for one.
@@ -280,7 +360,7 @@ fn open_kernels(
     args: &RunArgs,
     settings: &Settings,
 ) -> anyhow::Result<(Kernels<Netlink, Netlink, Conntrack>, Option<Monitor>)> {
-    let families = check_kernel(settings)?;
+    let families = check_kernel(settings, false)?;
     let open = |family| {
         let is_usable = families.contains(&family);
         is_usable.then(Netlink::open).transpose()
@@ -318,8 +398,12 @@ fn open_kernels(
     Ok((kernels, monitor))
 }
 
-/// Looks whether this host can run the proxy; the families whose rules it takes.
-pub(super) fn check_kernel(settings: &Settings) -> anyhow::Result<Vec<IpFamily>> {
+/// Looks whether this host can run the proxy; the families whose rules it takes. Beside a kube-proxy,
+/// that it is there is no matter.
+pub(super) fn check_kernel(
+    settings: &Settings,
+    is_beside_kube_proxy: bool,
+) -> anyhow::Result<Vec<IpFamily>> {
     let check::Kernel { families, findings } = check::kernel(settings);
     let errors: Vec<_> = findings
         .iter()
@@ -330,7 +414,9 @@ pub(super) fn check_kernel(settings: &Settings) -> anyhow::Result<Vec<IpFamily>>
         bail!("{}", errors.join("; "));
     }
     log(&findings);
-    log(&check::surroundings(settings, &families));
+    let mut surroundings = check::surroundings(settings, &families);
+    surroundings.retain(|finding| !is_beside_kube_proxy || finding.check != "neighbours");
+    log(&surroundings);
     Ok(families)
 }
 

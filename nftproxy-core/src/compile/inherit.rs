@@ -45,7 +45,12 @@ impl<F: Family> Learned<F> {
     /// # Ok::<(), std::net::AddrParseError>(())
     /// ```
     pub fn of_set(name: &str) -> Option<Self> {
-        let (_hash, rest) = name.strip_prefix("affinity-")?.split_once('-')?;
+        Self::of_name(name.strip_prefix("affinity-")?)
+    }
+
+    /// Reads the end of the names of sets and chains that kube-proxy has for an endpoint.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        let (_hash, rest) = name.split_once('-')?;
         let (service_port, endpoint) = rest.split_once("__")?;
         let mut parts = service_port.split('/');
         let service = ServiceName::new(parts.next()?, parts.next()?).ok()?;
@@ -66,6 +71,17 @@ impl<F: Family> Learned<F> {
             },
             clients: Vec::new(),
         })
+    }
+}
+
+impl<F: Family> Learned<F> {
+    /// The Service port, as comments of elements name it.
+    pub(crate) fn comment(&self) -> Comment {
+        let service = self.service.as_str();
+        if self.port.is_empty() {
+            return Comment::new(service);
+        }
+        Comment::new(&format!("{service}:{}", self.port))
     }
 }
 
@@ -130,12 +146,7 @@ impl<F: Family> Compilation<F> {
     }
 
     fn rules_of(&self, learned: &Learned<F>) -> impl Iterator<Item = &PortRules<F>> {
-        let service = learned.service.as_str();
-        let comment = if learned.port.is_empty() {
-            Comment::new(service)
-        } else {
-            Comment::new(&format!("{service}:{}", learned.port))
-        };
+        let comment = learned.comment();
         let compiled = self.services.get(&learned.service);
         let ports = compiled.into_iter().flat_map(|service| &service.ports);
         ports.filter(move |rules| rules.comment == comment)

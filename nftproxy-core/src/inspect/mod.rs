@@ -19,6 +19,7 @@ mod others;
 mod owners;
 mod raise;
 mod services;
+mod shadow;
 mod traffic;
 
 use std::collections::BTreeSet;
@@ -38,6 +39,7 @@ pub use finding::{Finding, Kind, Severity};
 pub use found::services_of;
 pub use others::is_kube_proxys;
 pub use services::{DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services};
+pub use shadow::{Difference, differences};
 pub use traffic::{Client, DestinationTraffic, End, ServiceTraffic, Source, TrafficWay, traffic};
 
 /// What the rules are made from.
