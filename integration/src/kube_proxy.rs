@@ -239,10 +239,11 @@ pub fn iptables(is_v4: bool, services: &[Service<'_>]) -> String {
                 let chance = format!("-m statistic --mode random --probability {chance:.10}");
                 let chance = if number + 1 == n { "" } else { &chance };
                 let to = std::net::SocketAddr::new(ip, ENDPOINT_PORT);
+                let comment = format!("default/{}:{protocol}", service.name);
                 let _ = writeln!(chains, ":KUBE-SEP-{name}{number} - [0:0]");
                 let _ = writeln!(
                     rules,
-                    "-A KUBE-SVC-{name} {chance} -j KUBE-SEP-{name}{number}
+                    "-A KUBE-SVC-{name} -m comment --comment \"{comment} -> {to}\" {chance} -j KUBE-SEP-{name}{number}
 -A KUBE-SEP-{name}{number} -s {ip} -j KUBE-MARK-MASQ
 -A KUBE-SEP-{name}{number} -p {protocol} -m {protocol} -j DNAT --to-destination {to}"
                 );

@@ -19,6 +19,7 @@ mod distribution;
 mod endpoints;
 mod flows;
 mod health;
+mod loopback;
 mod nodes;
 #[path = "../../../nftproxy-core/tests/properties/oracle.rs"]
 #[allow(

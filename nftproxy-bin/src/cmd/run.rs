@@ -34,7 +34,7 @@ use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
 use crate::daemon::shadow::{self, Shadow};
 use crate::daemon::standing::Standing;
 use crate::daemon::tally::Tally;
-use crate::daemon::{health_check_node_port, report};
+use crate::daemon::{health_check_node_port, loopback, report};
 use crate::error::chain;
 use crate::host_settings;
 use crate::leftovers::KUBE_PROXY_TABLE;
@@ -170,6 +170,9 @@ where
                     node_name.clone(),
                     recorder.clone(),
                 ),
+                loopback: settings
+                    .node_ports_on_loopback
+                    .then(|| loopback::start(http.handle())),
                 recorder: recorder.clone(),
                 removes_leftovers: takes_over,
             }
@@ -264,6 +267,7 @@ fn idle_followers() -> Followers {
         // No flow is handed over.
         flows: std::sync::mpsc::channel().0,
         health_check_node_ports,
+        loopback: None,
         recorder: Recorder::default(),
         removes_leftovers: false,
     }

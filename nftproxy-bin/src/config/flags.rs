@@ -206,7 +206,7 @@ const GROUPS: &[Group] = &[
                 "nodeport-addresses",
                 "CIDR,...",
                 "primary",
-                "Local addresses that accept NodePort traffic; `primary` means the node's own",
+                "Local addresses that accept NodePort traffic; `primary` means the node's own, `localhost` loopback, `all` both and all others",
                 |c, v| extend(&mut c.node_port_addresses, v),
             ),
             switch(

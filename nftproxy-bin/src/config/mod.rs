@@ -68,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) cluster_cidrs: Vec<IpNet>,
     pub(crate) detect_local: DetectLocal,
     pub(crate) node_port_addresses: NodePortAddresses,
+    /// Whether this program relays NodePorts on loopback.
+    pub(crate) node_ports_on_loopback: bool,
     /// The number of the packet mark bit, 0 to 31.
     pub(crate) masquerade_bit: u8,
     pub(crate) masquerade_all: bool,

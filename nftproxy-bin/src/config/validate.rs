@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -22,6 +22,10 @@ use super::{ConntrackSettings, DetectLocal, LogFormat, LogSettings, NodePortAddr
 
 /// The one earlier minor version whose hidden metrics may be asked for.
 const PREVIOUS_MINOR_VERSION: &str = "1.35";
+/// Words of `nodePortAddresses`: the node's own address of each family, loopback, all of both.
+const PRIMARY: &str = "primary";
+const LOCALHOST: &str = "localhost";
+const ALL: &str = "all";
 /// kube-proxy's sync runner panics above this.
 const MAX_MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(3600);
 
@@ -99,6 +103,10 @@ pub(super) fn settings(config: &KubeProxyConfiguration) -> Result<Settings, Vec<
             .collect(),
         detect_local: checks.detect_local(config),
         node_port_addresses: checks.node_port_addresses(&config.node_port_addresses),
+        node_ports_on_loopback: config
+            .node_port_addresses
+            .iter()
+            .any(|value| value == LOCALHOST || value == ALL),
         masquerade_bit: checks
             .masquerade_bit("nftables.masqueradeBit", config.nftables.masquerade_bit),
         masquerade_all: config.nftables.masquerade_all,
@@ -274,18 +282,34 @@ impl Checks {
         None
     }
 
+    /// Networks, or what one of the words stands for. `localhost` is loopback, which the program
+    /// serves itself, beside whatever else is named; as a network it keeps a family of which nothing
+    /// else is named from accepting NodePorts at all addresses.
     fn node_port_addresses(&mut self, values: &[String]) -> NodePortAddresses {
-        const PRIMARY: &str = "primary";
-        if values.iter().all(|value| value == PRIMARY) && values.len() <= 1 {
-            return NodePortAddresses::Primary;
+        let everywhere = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let loopback = [
+            IpNet::new_assert(Ipv4Addr::LOCALHOST.into(), 8).trunc(),
+            IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)),
+        ];
+        let mut others = values.iter().filter(|value| *value != LOCALHOST);
+        match (others.next().map(String::as_str), others.next()) {
+            (None, _) if values.is_empty() => return NodePortAddresses::Primary,
+            (Some(PRIMARY), None) => return NodePortAddresses::Primary,
+            (Some(ALL), None) => {
+                let everywhere = everywhere.map(|ip: IpAddr| IpNet::new_assert(ip, 0));
+                return NodePortAddresses::Cidrs(everywhere.to_vec());
+            }
+            _ => {}
         }
         let mut cidrs = Vec::new();
         for (index, value) in values.iter().enumerate() {
             let path = format!("nodePortAddresses[{index}]");
             match parse_cidr(value) {
                 Ok(cidr) => cidrs.push(cidr),
-                Err(_) if value == PRIMARY => {
-                    self.fail(&path, value, "can't use both 'primary' and CIDRs");
+                Err(_) if value == LOCALHOST => cidrs.extend(loopback),
+                Err(_) if value == PRIMARY || value == ALL => {
+                    let reason = format!("can't use both '{value}' and CIDRs");
+                    self.fail(&path, value, reason);
                 }
                 Err(reason) => self.fail(&path, value, reason),
             }
@@ -607,6 +631,36 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
     fn failures_of_several_fields_are_all_reported() {
         let errors = check("mode: ipvs\nbindAddress: x\nconntrack: {min: -1}").unwrap_err();
         assert_eq!(errors.len(), 3, "{errors:?}");
+    }
+
+    /// O-48, O-74: the words of kube-proxy 1.37.
+    #[test]
+    fn o_48_loopback_and_all_addresses_have_words() {
+        let networks = |texts: &[&str]| {
+            let networks = texts.iter().map(|text| text.parse().unwrap());
+            NodePortAddresses::Cidrs(networks.collect())
+        };
+        for (words, addresses, is_on_loopback) in [
+            ("[localhost]", networks(&["127.0.0.0/8", "::1/128"]), true),
+            ("[primary, localhost]", NodePortAddresses::Primary, true),
+            (
+                "[10.0.0.0/8, localhost]",
+                networks(&["10.0.0.0/8", "127.0.0.0/8", "::1/128"]),
+                true,
+            ),
+            ("[all]", networks(&["0.0.0.0/0", "::/0"]), true),
+            ("[127.0.0.0/8]", networks(&["127.0.0.0/8"]), false),
+        ] {
+            let settings = checked(&format!("nodePortAddresses: {words}"));
+            assert_eq!(settings.node_port_addresses, addresses, "{words}");
+            assert_eq!(settings.node_ports_on_loopback, is_on_loopback, "{words}");
+        }
+        for words in ["[all, primary]", "[all, 10.0.0.0/8]", "[Localhost]"] {
+            assert!(
+                check(&format!("nodePortAddresses: {words}")).is_err(),
+                "{words}"
+            );
+        }
     }
 
     #[test]

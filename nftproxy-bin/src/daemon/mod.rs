@@ -7,6 +7,7 @@ pub(crate) mod flows;
 pub(crate) mod health_check_node_port;
 pub(crate) mod http;
 pub(crate) mod logging;
+pub(crate) mod loopback;
 pub(crate) mod node;
 pub(crate) mod notify;
 pub(crate) mod report;

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
 use tracing::{error, warn};
 
+use super::loopback;
 use super::node::ThisNode;
 use super::notify::{READY, notify};
 use super::report;
@@ -33,6 +34,8 @@ pub(crate) struct Followers {
     pub(crate) flows: Sender<Flows>,
     /// Serves health-check node ports.
     pub(crate) health_check_node_ports: UnboundedSender<HealthChecks>,
+    /// Serves NodePorts on loopback, if it is asked for.
+    pub(crate) loopback: Option<UnboundedSender<loopback::Changes>>,
     /// Tells those who look at Services of what is left out.
     pub(crate) recorder: Recorder,
     /// Whether what kube-proxy left in its other modes is removed, once our rules are there.
@@ -147,6 +150,12 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                     family, changed, ..
                 } => {
                     self.standing.synced(family);
+                    if let Some(loopback) = &self.followers.loopback {
+                        let changes = loopback::changes(self.engine.state(), family, &changed);
+                        if loopback.send(changes).is_err() {
+                            warn!(%family, "NodePorts on loopback no longer follow changes");
+                        }
+                    }
                     let checks = self.engine.health_checks(family, &changed);
                     if self.followers.health_check_node_ports.send(checks).is_err() {
                         warn!(%family, "health-check node ports no longer follow changes");
@@ -282,6 +291,7 @@ mod tests {
         let followers = Followers {
             flows: std::sync::mpsc::channel().0,
             health_check_node_ports: updates,
+            loopback: None,
             recorder: Recorder::default(),
             removes_leftovers: false,
         };

@@ -73,6 +73,10 @@ impl<F: Family> Kernel<F> for Shadow<F> {
         self.lock().list_affinity()
     }
 
+    fn generation(&mut self) -> Result<Option<u32>, ApplyError> {
+        self.lock().generation()
+    }
+
     fn commit(&mut self, delta: &Delta<F>) -> Result<Committed, ApplyError> {
         let mut kernel = self.lock();
         // Nobody asks for what was committed, and it must not grow.

@@ -19,9 +19,6 @@ use tracing::{error, info};
 pub(crate) use nftproxy_core::inspect::kube_proxy::TABLE as KUBE_PROXY_TABLE;
 pub(crate) use self::served::served as served_by_iptables;
 
-/// kube-proxy's table in nftables mode.
-pub(crate) const KUBE_PROXY_TABLE: &str = "kube-proxy";
-
 /// Removes what kube-proxy leaves behind in its modes iptables and ipvs. What fails is logged, and
 /// is the next start's to try again; returns whether nothing did.
 pub(crate) fn remove_other_modes() -> bool {
