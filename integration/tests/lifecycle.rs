@@ -282,6 +282,41 @@ fn init_only_sets_the_host_up_and_leaves_no_rules() {
     });
 }
 
+/// O-166, O-167, O-169: what support engineers look for in kube-proxy's log, with its keys.
+#[test]
+fn kube_proxys_well_known_lines_are_logged() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("lines").unwrap();
+        let server = namespace.run(|| ApiServer::start().unwrap());
+        server
+            .load_list(Resource::Nodes, &read("nodes.json"))
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let name = format!("--hostname-override={NODE_NAME}");
+        let mut daemon = Daemon::start(&namespace, &[&kubeconfig, &name, "-v=2"]).unwrap();
+        for line in [
+            "\"Using nftables Proxier\"",
+            "\"kube-proxy running in dual-stack mode\"",
+            "\"NFTables sync params\" minSyncPeriod=\"1s\" syncPeriod=\"30s\"",
+            "\"Using nftables mark for masquerade\" mark=\"0x00004000\"",
+            "\"Starting service config controller\"",
+            "\"Starting endpoint slice config controller\"",
+            "\"Starting serviceCIDR config controller\"",
+            "\"Starting node config controller\"",
+            "\"Waiting for caches to sync\" controller=\"service config\"",
+            "\"Caches are synced\" controller=\"endpoint slice config\"",
+            "\"Caches are synced\" controller=\"node config\"",
+            "\"Successfully retrieved NodeIPs\" NodeIPs=",
+            "\"SyncProxyRules complete\" ipFamily=\"IPv6\"",
+        ] {
+            daemon.wait_for_log(line).unwrap();
+        }
+    });
+}
+
 /// O-157, O-85: under kube-proxy's name it is kube-proxy to the API server, whatever its command
 /// line; O-12: it stops at once when told to, and leaves the rules.
 #[test]

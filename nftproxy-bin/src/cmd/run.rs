@@ -119,6 +119,13 @@ where
     runtime.block_on(async {
         let families = families(&kernels);
         info!("Using nftables Proxier");
+        debug!(
+            minSyncPeriod = ?settings.min_sync_period,
+            syncPeriod = ?settings.sync_period,
+            "NFTables sync params"
+        );
+        let mark = format!("{:#010x}", 1_u32 << settings.masquerade_bit);
+        debug!(mark, "Using nftables mark for masquerade");
         if families.len() > 1 {
             info!("kube-proxy running in dual-stack mode");
         }
@@ -178,7 +185,8 @@ where
             }
         };
         let tally = Tally::new(metrics, &families);
-        let proxy = Proxy::new(engine, this_node, followers, standing, tally);
+        let period = settings.sync_period;
+        let proxy = Proxy::new(engine, this_node, followers, standing, tally, period);
         let stopped = on_own_thread(proxy, receiver)?;
         let mut config = watch_config(settings.file.as_deref());
         let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;

@@ -13,7 +13,7 @@ use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
 use nftproxy_core::model::{V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::loopback;
 use super::node::ThisNode;
@@ -49,6 +49,8 @@ pub(crate) struct Proxy<K4, K6, T> {
     followers: Followers,
     standing: Arc<Standing>,
     tally: Tally,
+    /// After how long a failed sync is tried again, if nothing changes before.
+    sync_period: Duration,
     /// Whether all families have been in step.
     is_ready: bool,
 }
@@ -60,6 +62,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         followers: Followers,
         standing: Arc<Standing>,
         tally: Tally,
+        sync_period: Duration,
     ) -> Self {
         Self {
             engine,
@@ -67,6 +70,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             followers,
             standing,
             tally,
+            sync_period,
             is_ready: false,
         }
     }
@@ -163,6 +167,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                 }
                 Outcome::FlowsLeft(flows) => self.hand_over(flows),
                 Outcome::Failed { error, .. } if !error.is_retryable() => return Err(error),
+                Outcome::Failed { family, .. } => {
+                    info!(ipFamily = %family, retryingTime = ?self.sync_period, "Sync failed");
+                }
                 _ => {}
             }
         }
@@ -299,7 +306,9 @@ mod tests {
         let metrics = Metrics::new(&[IpFamily::V4], &[]);
         let standing = Standing::new(engine.health().clone(), &[IpFamily::V4], true);
         let tally = Tally::new(metrics.clone(), &[IpFamily::V4]);
-        let proxy = Proxy::new(engine, this_node, followers, Arc::new(standing), tally);
+        let standing = Arc::new(standing);
+        let period = Duration::from_secs(30);
+        let proxy = Proxy::new(engine, this_node, followers, standing, tally, period);
         Fixture {
             v4,
             events,
@@ -388,6 +397,48 @@ mod tests {
         assert_eq!(checks.family, IpFamily::V4);
         assert_eq!(checks.changed, [(name, None)]);
         assert!(fixture.checks.try_recv().is_err());
+    }
+
+    /// Where log lines go in a test.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// O-101, O-167, O-168: a failure is told of in kube-proxy's words, and tried again.
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_sync_is_told_of_and_tried_again() {
+        const ENOMEM: i32 = 12;
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let fixture = start();
+        fixture.v4.fake.lock().unwrap().fail_next(ENOMEM);
+        fixture.send(info(&[NODE_IP], "a")).await;
+        fixture.complete_lists().await;
+        sleep(Duration::from_secs(1)).await;
+        let text = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        for words in [
+            "nftables sync failed",
+            "Sync failed ipFamily=IPv4 retryingTime=30s",
+        ] {
+            assert!(text().contains(words), "{words}: {}", text());
+        }
+        assert_eq!(fixture.v4.commits(), 0);
+        sleep(Duration::from_secs(30)).await;
+        assert_eq!(fixture.v4.commits(), 1);
     }
 
     /// What no retry can mend ends the process, rather than leaving it up and useless.

@@ -64,6 +64,18 @@ pub(super) struct Resource {
     pub(super) is_optional: bool,
 }
 
+impl Resource {
+    /// What kube-proxy calls whoever follows the kind, in its log.
+    fn controller(&self) -> &'static str {
+        match self.kind {
+            "Service" => "service config",
+            "EndpointSlice" => "endpoint slice config",
+            "ServiceCIDR" => "serviceCIDR config",
+            _ => "node config",
+        }
+    }
+}
+
 /// Why a watch is over, if it did not fail.
 struct Watched {
     lived: Duration,
@@ -94,6 +106,8 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     /// and one way is tried at a time.
     next_way: Option<Way>,
     server: usize,
+    /// Whether a list was complete ever.
+    is_synced: bool,
     streak: Streak,
     n_short: u32,
     kind: std::marker::PhantomData<fn() -> K>,
@@ -148,6 +162,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             refused,
             next_way: None,
             server: 0,
+            is_synced: false,
             streak: Streak::default(),
             n_short: 0,
             kind: std::marker::PhantomData,
@@ -156,6 +171,9 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
 
     /// Runs until nobody receives events any more.
     pub(super) async fn run(mut self) {
+        let controller = self.resource.controller();
+        info!("Starting {controller} controller");
+        info!(controller, "Waiting for caches to sync");
         loop {
             let result = match self.version.clone() {
                 None => self.list().await,
@@ -438,6 +456,9 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         self.client.metrics().listed(self.resource.kind);
         let event = self.objects.listed(listing.names);
         self.send(event).await?;
+        if !std::mem::replace(&mut self.is_synced, true) {
+            info!(controller = self.resource.controller(), "Caches are synced");
+        }
         self.learned(version);
         Ok(())
     }
