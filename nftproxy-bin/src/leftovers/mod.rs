@@ -16,8 +16,8 @@ use nftproxy_core::model::IpFamily;
 use nftproxy_core::ruleset::Table;
 use tracing::{error, info};
 
-pub(crate) use nftproxy_core::inspect::kube_proxy::TABLE as KUBE_PROXY_TABLE;
 pub(crate) use self::served::served as served_by_iptables;
+pub(crate) use nftproxy_core::inspect::kube_proxy::TABLE as KUBE_PROXY_TABLE;
 
 /// Removes what kube-proxy leaves behind in its modes iptables and ipvs. What fails is logged, and
 /// is the next start's to try again; returns whether nothing did.
