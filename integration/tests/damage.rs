@@ -362,8 +362,10 @@ fn a_saved_listing_can_be_loaded_again() {
         let command = ["nft", "-j", "list", "table", "ip", "nftproxy"];
         let saved_json = bed.node.namespace.exec(&command).unwrap();
         let third = Namespace::new("third").unwrap();
-        let load = ["nft", "-j", "-f", "-"];
-        match third.exec_with_input(&load, &saved_json) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("saved.json");
+        std::fs::write(&file, saved_json).unwrap();
+        match third.exec(&["nft", "-j", "-f", file.to_str().unwrap()]) {
             Ok(_) => assert_eq!(loadable(&list(&third)), loadable(&saved)),
             // nft 1.0.6 lists in JSON what it does not take back: maps whose data has two fields.
             Err(error) if error.to_string().contains("Invalid map type") => {

@@ -316,15 +316,10 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
         elements,
     } = desired;
     delta.change_skeleton(&current.skeleton, skeleton);
-    let is_there = |pick: &Pick| {
-        current
-            .skeleton
-            .chains
-            .contains_key(&ChainName::Pick(*pick))
-    };
-    let missing = picks.difference(&current.picks).copied();
-    let (spoiled, missing): (Vec<_>, Vec<_>) = missing.partition(is_there);
-    delta.add_picks(missing);
+    let spoiled = current.skeleton.spoiled_picks();
+    let missing = picks.difference(&current.picks);
+    delta.add_picks(missing.filter(|pick| !spoiled.contains(pick)).copied());
+    // Needed or not: one with its rules can be needed again, and be deleted as unused.
     delta.set_picks(spoiled);
     delta.delete_elements = current.elements.difference(elements).cloned().collect();
     delta.add_elements = elements.difference(&current.elements).cloned().collect();

@@ -231,6 +231,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         };
         // One of ours that nothing needs is as good as if we had left it.
         installed.picks.extend(&observed.ruleset.picks);
+        let mended = observed.ruleset.skeleton.spoiled_picks();
+        installed.picks.extend(mended);
         timings.compile += start.elapsed();
         let start = Instant::now();
         let mut delta = diff(Some(&observed), &desired);
@@ -523,9 +525,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
         if let (false, Some(observed)) = (delta.table.is_new(), observed) {
             picks.extend(observed.ruleset.picks);
+            picks.extend(observed.ruleset.skeleton.spoiled_picks());
             skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);
         }
-        // Pick chains whose rules were others'; they are mended, or nothing needs them.
+        // Pick chains whose rules were others' are mended, and among the others.
         skeleton
             .chains
             .retain(|chain, _| !matches!(chain, ChainName::Pick(_)));

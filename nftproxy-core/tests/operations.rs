@@ -16,7 +16,7 @@ use nftproxy_core::model::{
     EndpointSlice, Node, Service, ServiceName, SliceEndpoints, State, TrafficPolicy, V4,
 };
 use nftproxy_core::ruleset::element::{Element, Key};
-use nftproxy_core::ruleset::name::{COMMENT_MAX_LEN, SetName};
+use nftproxy_core::ruleset::name::{COMMENT_MAX_LEN, ChainName, SetName};
 use nftproxy_core::sync::Syncer;
 
 /// Services × endpoints of the one that changes; the others have three.
@@ -322,6 +322,27 @@ fn the_node_changes_rules_or_addresses_alone() {
         state.apply_service_cidr("kubernetes", common::both_ranges("10.96.0.0/16"));
     });
     assert_eq!((counts.elements(), counts.rules), (0, 5));
+}
+
+/// One that others emptied gets its rules back though nothing needs it, as it may be needed again
+/// before it goes as unused.
+#[test]
+fn unused_picks_that_were_emptied_are_mended_and_go() {
+    let mut lab = Lab::new((10, 100), web());
+    let picks = lab.syncer.kernel_mut().ruleset().unwrap().picks;
+    for pick in &picks {
+        let chain = ChainName::Pick(*pick);
+        lab.syncer.kernel_mut().flush_chain(chain);
+    }
+    assert_eq!(
+        lab.syncer.kernel_mut().ruleset().unwrap().picks,
+        BTreeSet::new()
+    );
+    lab.syncer.distrust();
+    let nothing = BTreeSet::new();
+    lab.syncer.sync(&lab.state, &lab.node, &nothing).unwrap();
+    assert_eq!(lab.syncer.kernel_mut().ruleset().unwrap().picks, picks);
+    assert_eq!(lab.syncer.delete_unused_chains().unwrap(), 2);
 }
 
 #[test]

@@ -54,6 +54,19 @@ pub struct Skeleton {
     pub chains: BTreeMap<ChainName, Vec<Rule>>,
 }
 
+impl Skeleton {
+    /// Pick chains that are here because they have other rules than they should have.
+    pub(crate) fn spoiled_picks(&self) -> Vec<Pick> {
+        let chains = self.chains.keys();
+        chains
+            .filter_map(|chain| match chain {
+                ChainName::Pick(pick) => Some(*pick),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
 /// A rule.
 #[derive(Debug, Clone)]
 pub struct Rule {
