@@ -7,7 +7,7 @@ MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test instructions soak fuzz kernels check bless
+.PHONY: help setup demo bench test instructions soak fuzz kernels check bless deb
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +68,17 @@ check: setup ## formatting, lints, docs, dependencies
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is not installed; dependencies are not checked"; fi
 
+DESCRIBED := target/described
+deb: setup ## a Debian package, with man pages and completions
+	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
+	$(CARGO) build --release --package nftproxy-bin
+	rm -rf $(DESCRIBED)
+	target/release/nftproxy man $(DESCRIBED)/man
+	for shell in bash zsh fish; do target/release/nftproxy completions $$shell > $(DESCRIBED)/nftproxy.$$shell || exit 1; done
+	$(CARGO) deb --package nftproxy-bin --no-build
+
 bless: setup ## write the goldens anew; read the difference before committing it
 	BLESS=1 $(CARGO) test --package nftproxy-core --test golden
+	BLESS=1 $(CARGO) test --package nftproxy-bin --lib options
 	BLESS=1 $(CARGO) test --package integration --test docs --test public_api
 	BLESS=1 $(MAKE) --no-print-directory instructions

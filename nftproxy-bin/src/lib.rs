@@ -23,7 +23,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cmd::args::{Cli, Command, Instead};
+use cmd::args::{Cli, Command, Instead, Invocation};
 use config::{LogSettings, Settings};
 use daemon::logging;
 use tracing::{error, info, warn};
@@ -34,23 +34,34 @@ const CANNOT_TELL: u8 = 2;
 /// The program.
 pub fn main() -> ExitCode {
     panic::end_process();
-    let command = Cli::parse_from_env();
-    run(&command).unwrap_or_else(|error| {
+    let (outcome, otherwise) = match Cli::parse_from_env() {
+        Invocation::Work(command) => (run(&command), failure(&command)),
+        Invocation::Describe(what) => (
+            cmd::describe::run(&what).map(|()| ExitCode::SUCCESS),
+            ExitCode::FAILURE,
+        ),
+    };
+    outcome.unwrap_or_else(|error| {
         if !tracing::dispatcher::has_been_set() {
             logging::init(&LogSettings::default());
         }
         error!(error = format!("{error:#}"), "command failed");
-        match command {
-            Command::Run(_) | Command::Cleanup(_) | Command::Render(_) => ExitCode::FAILURE,
-            Command::Check(_)
-            | Command::List(_)
-            | Command::Audit(_)
-            | Command::Explain(_)
-            | Command::Diff(_)
-            | Command::Digest(_)
-            | Command::Trace(_) => ExitCode::from(CANNOT_TELL),
-        }
+        otherwise
     })
+}
+
+/// What the process ends with if the command cannot do what it is for.
+fn failure(command: &Command) -> ExitCode {
+    match command {
+        Command::Run(_) | Command::Cleanup(_) | Command::Render(_) => ExitCode::FAILURE,
+        Command::Check(_)
+        | Command::List(_)
+        | Command::Audit(_)
+        | Command::Explain(_)
+        | Command::Diff(_)
+        | Command::Digest(_)
+        | Command::Trace(_) => ExitCode::from(CANNOT_TELL),
+    }
 }
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {

@@ -15,6 +15,7 @@ use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use nftproxy_core::model::IpFamily;
 
+use super::describe::Describe;
 use crate::config::ConfigFlags;
 use looking::{
     AUDIT_EXIT_CODES, DIFF_EXIT_CODES, DIGEST_EXIT_CODES, EXPLAIN_EXIT_CODES, LIST_EXIT_CODES,
@@ -36,7 +37,17 @@ pub(crate) use looking::{
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    invocation: Invocation,
+}
+
+/// What a command line asks for.
+#[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
+pub(crate) enum Invocation {
+    #[command(flatten)]
+    Work(Command),
+    #[command(flatten)]
+    Describe(Describe),
 }
 
 const CHECK_EXIT_CODES: &str = "\
@@ -86,7 +97,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// The configuration, which every command has.
+    /// The configuration, which each of these commands has.
     pub(crate) fn config(&self) -> &ConfigFlags {
         match self {
             Self::Run(args) => &args.config,
@@ -288,18 +299,18 @@ impl FamilyChoice {
 impl Cli {
     /// Parses this process's arguments. Help and the version end the process with 0, anything that
     /// cannot be parsed with 1 and the usage on standard error.
-    pub(crate) fn parse_from_env() -> Command {
-        Self::parse_command(std::env::args_os()).unwrap_or_else(|error| {
+    pub(crate) fn parse_from_env() -> Invocation {
+        Self::parse_line(std::env::args_os()).unwrap_or_else(|error| {
             // Nothing is left to be done about a closed standard stream.
             let _ = error.print();
             std::process::exit(if error.use_stderr() { 1 } else { 0 })
         })
     }
 
-    fn parse_command(args: impl IntoIterator<Item = OsString>) -> Result<Command, clap::Error> {
+    fn parse_line(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, clap::Error> {
         let args = normalized(args);
         match Self::try_parse_from(&args) {
-            Ok(cli) => Ok(cli.command),
+            Ok(cli) => Ok(cli.invocation),
             // A command would print its own name before the version.
             Err(error) if error.kind() == ErrorKind::DisplayVersion => {
                 Err(Self::try_parse_from(["nftproxy", "--version"])
@@ -363,11 +374,13 @@ mod tests {
     use crate::config::Settings;
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
-        Cli::parse_command(
-            format!("nftproxy {line}")
-                .split_whitespace()
-                .map(OsString::from),
-        )
+        let line = format!("nftproxy {line}");
+        Cli::parse_line(line.split_whitespace().map(OsString::from)).map(|invocation| {
+            match invocation {
+                Invocation::Work(command) => command,
+                Invocation::Describe(what) => panic!("{line} is {what:?}"),
+            }
+        })
     }
 
     fn run_args(line: &str) -> RunArgs {

@@ -4,6 +4,7 @@ pub(crate) mod args;
 pub(crate) mod audit;
 pub(crate) mod check;
 pub(crate) mod cleanup;
+pub(crate) mod describe;
 pub(crate) mod diff;
 pub(crate) mod digest;
 mod ends;
@@ -11,6 +12,8 @@ pub(crate) mod explain;
 pub(crate) mod init;
 mod inputs;
 pub(crate) mod list;
+#[cfg(test)]
+mod options;
 mod paint;
 pub(crate) mod render;
 pub(crate) mod run;

@@ -690,7 +690,7 @@ pub(super) mod tests {
     }
 
     /// Flag, value, and the field of the document with what it then holds.
-    const FIELD_OF_FLAG: &str = "
+    pub(in super::super) const FIELD_OF_FLAG: &str = "
 kubeconfig                        /k               /clientConnection/kubeconfig         /k
 kube-api-content-type             text/json        /clientConnection/contentType        text/json
 kube-api-burst                    7                /clientConnection/burst              7

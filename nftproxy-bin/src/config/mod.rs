@@ -22,6 +22,8 @@ mod file;
 mod flags;
 mod flagz;
 mod log_filter;
+#[cfg(test)]
+pub(crate) mod reference;
 mod validate;
 
 use std::collections::BTreeMap;

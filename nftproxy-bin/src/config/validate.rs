@@ -451,7 +451,7 @@ fn non_empty(text: &str) -> Option<&str> {
 }
 
 /// The fields that are accepted without any effect here; a whole section stands for all its fields.
-const INERT: &[&str] = &[
+pub(super) const INERT: &[&str] = &[
     "configSyncPeriod",
     "iptables",
     "ipvs",
