@@ -360,7 +360,7 @@ fn run_says_the_same() {
     });
 }
 
-/// Nobody is told that a kernel is too old which may have what newer ones have.
+/// O-66, O-78: nobody is told that a kernel is too old which may have what newer ones have.
 #[test]
 fn the_version_decides_nothing() {
     in_sandbox(|| {

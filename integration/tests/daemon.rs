@@ -47,6 +47,8 @@ fn start(node: &RecordedNode, server: &ApiServer, folder: &Path) -> Daemon {
     .unwrap()
 }
 
+/// O-86 to O-89, O-160: what is asked for is what the role `system:node-proxier` allows, with
+/// kube-proxy's selectors.
 #[test]
 fn lists_and_watch_streams_become_the_rules() {
     in_sandbox(|| {
@@ -72,17 +74,23 @@ fn lists_and_watch_streams_become_the_rules() {
             let is_event = request.path == "/apis/events.k8s.io/v1/namespaces/default/events";
             let method = if is_event { "POST" } else { "GET" };
             assert_eq!(request.method, method, "{request:?}");
-            if request.path.ends_with("/services") {
-                let label = "!service.kubernetes.io/service-proxy-name";
-                assert_eq!(
-                    request.query.get("labelSelector").map(String::as_str),
-                    Some(label)
-                );
-                assert_eq!(
-                    request.query.get("fieldSelector").map(String::as_str),
-                    Some("spec.clusterIP!=None")
-                );
-            }
+            let name = format!("metadata.name={NODE_NAME}");
+            let (labels, fields) = match request.path.as_str() {
+                "/api/v1/services" => (
+                    Some("!service.kubernetes.io/service-proxy-name"),
+                    Some("spec.clusterIP!=None"),
+                ),
+                "/apis/discovery.k8s.io/v1/endpointslices" => {
+                    (Some("!service.kubernetes.io/headless"), None)
+                }
+                "/apis/networking.k8s.io/v1/servicecidrs" => (None, None),
+                "/api/v1/nodes" => (None, Some(name.as_str())),
+                _ if is_event => continue,
+                path => panic!("{path} is none of what a proxy may ask for"),
+            };
+            let query = |key| request.query.get(key).map(String::as_str);
+            assert_eq!(query("labelSelector"), labels, "{request:?}");
+            assert_eq!(query("fieldSelector"), fields, "{request:?}");
         }
         assert_eq!(daemon.stop().unwrap(), Some(0));
         // The rules stay.
@@ -167,7 +175,7 @@ fn nothing_is_written_before_the_lists_are_complete() {
     });
 }
 
-/// S-115: a changed ServiceCIDR acts at once. S-178, O-74: so does a node address that appears.
+/// S-115, O-92: a changed ServiceCIDR acts at once. S-178, O-74: so does a node address that appears.
 #[test]
 fn service_cidrs_and_addresses_are_followed() {
     in_sandbox(|| {
@@ -311,7 +319,7 @@ fn check_same<F: Family>(found: &FamilyRuleset<F>, wanted: &FamilyRuleset<F>) {
     assert_eq!(found.skeleton.chains.len(), wanted.skeleton.chains.len());
 }
 
-/// Where going on is impossible, one clear line says why, and the exit code is not 0.
+/// O-16: where going on is impossible, one clear line says why, and the exit code is not 0.
 #[test]
 fn hopeless_starts_say_why() {
     in_sandbox(|| {

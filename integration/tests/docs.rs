@@ -230,6 +230,8 @@ fn of_kind(file: &str, kind: &str) -> Value {
     object
 }
 
+/// O-158, O-160 to O-162: the ConfigMap has kube-proxy's two keys, the account is in kube-system and
+/// has the built-in role, and the container has one capability.
 #[test]
 fn the_daemon_set_has_what_it_refers_to() {
     let account = of_kind("deploy/rbac.yaml", "ServiceAccount");
@@ -384,7 +386,7 @@ fn metrics_that_are_named_exist() {
     assert!(n_names > 30);
 }
 
-/// O-156, O-157: the drop-in is kubeadm's DaemonSet, but for the image; and the variant with few
+/// O-156, O-157, O-162: the drop-in is kubeadm's DaemonSet, but for the image; and the variant with few
 /// rights has an init container for what takes more.
 #[test]
 fn the_drop_in_is_kubeadms_and_the_other_has_an_init_container() {
@@ -406,6 +408,10 @@ fn the_drop_in_is_kubeadms_and_the_other_has_an_init_container() {
     assert!(arguments.iter().any(|argument| argument == "--init-only"));
     let container = &pod["containers"][0];
     assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
+
+    // O-159: an upgrade would set kube-proxy's image again.
+    let text = fs::read_to_string(path("deploy/README.md")).unwrap();
+    assert!(text.contains("--skip-phases=addon/kube-proxy"));
 }
 
 /// The configuration for systemd is accepted without a warning.

@@ -567,7 +567,7 @@ fn a_foreign_object_or_a_flush_is_mended() {
     });
 }
 
-/// Pick chains that are no longer needed go in a batch of their own.
+/// O-105: pick chains that are no longer needed go in a batch of their own.
 #[test]
 fn unused_picks_are_deleted_later() {
     in_sandbox(|| {

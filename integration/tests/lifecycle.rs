@@ -1,6 +1,7 @@
 //! The real binary as kube-proxy's stand-in: its flags, exit codes, what it takes over and removes.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -240,6 +241,7 @@ fn mistakes_on_the_command_line_end_with_1() {
 }
 
 /// O-14, O-79: the init container sets the host up and makes no table; it needs the API server.
+/// O-83: no other sysctl of the network is touched.
 #[test]
 fn init_only_sets_the_host_up_and_leaves_no_rules() {
     in_sandbox(|| {
@@ -262,8 +264,32 @@ fn init_only_sets_the_host_up_and_leaves_no_rules() {
             "--conntrack-tcp-timeout-established=1h1m1s",
             "--conntrack-udp-timeout=61s",
         ];
+        // What cannot be read is not told, and the number of connections is nobody's setting.
+        let list = "grep -rs . /proc/sys/net | grep -v nf_conntrack_count";
+        let sysctls = || {
+            let text = namespace.exec(&["sh", "-c", list]).unwrap();
+            text.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+        };
+        let before = sysctls();
+        assert!(before.len() > 100, "{before:?}");
         let Output { code, err, .. } = run(&namespace, &arguments).unwrap();
         assert_eq!(code, Some(0), "{err}");
+        let after = sysctls();
+        let changed: Vec<_> = after
+            .difference(&before)
+            .map(|line| {
+                line.strip_prefix("/proc/sys/net/netfilter/nf_conntrack_")
+                    .unwrap()
+            })
+            .collect();
+        assert_eq!(
+            changed,
+            [
+                "tcp_timeout_close_wait:3600",
+                "tcp_timeout_established:3661",
+                "udp_timeout:61"
+            ]
+        );
         for line in [
             "\"Successfully retrieved NodeIPs\"",
             "\"Set sysctl\" entry=\"net/netfilter/nf_conntrack_tcp_timeout_established\" value=3661",
@@ -282,7 +308,8 @@ fn init_only_sets_the_host_up_and_leaves_no_rules() {
     });
 }
 
-/// O-166, O-167, O-169: what support engineers look for in kube-proxy's log, with its keys.
+/// O-166, O-167, O-169: what support engineers look for in kube-proxy's log, with its keys; O-67: the
+/// steps of a start have kube-proxy's order, but for health, which is answered before.
 #[test]
 fn kube_proxys_well_known_lines_are_logged() {
     in_sandbox(|| {
@@ -313,6 +340,16 @@ fn kube_proxys_well_known_lines_are_logged() {
             "\"SyncProxyRules complete\" ipFamily=\"IPv6\"",
         ] {
             daemon.wait_for_log(line).unwrap();
+        }
+        let log = daemon.log();
+        let place = |text| log.find(text).unwrap();
+        for (earlier, later) in [
+            ("Using nftables Proxier", "Waiting for caches to sync"),
+            ("Waiting for caches to sync", "Caches are synced"),
+            ("Caches are synced", "SyncProxyRules complete"),
+            ("Successfully retrieved NodeIPs", "SyncProxyRules complete"),
+        ] {
+            assert!(place(earlier) < place(later), "{earlier}, {later}: {log}");
         }
     });
 }

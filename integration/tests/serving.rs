@@ -272,7 +272,7 @@ fn half_open_clients_do_no_harm() {
     });
 }
 
-/// O-108, O-155: a taken port is named and tried again; with `bindAddressHardFail` it is the end.
+/// O-30, O-108, O-155: a taken port is named and tried again; with `bindAddressHardFail` it is the end.
 #[test]
 fn a_taken_port_is_waited_for_or_is_the_end() {
     in_sandbox(|| {

@@ -591,6 +591,7 @@ fn special_addresses_are_reported() {
     }
 }
 
+/// O-71 (internal addresses before external ones, others skipped)
 #[test]
 fn what_of_a_node_cannot_be_used_is_reported() {
     let object = serde_json::from_value(json!({
@@ -714,7 +715,7 @@ fn s18_s28_the_first_address_of_an_endpoint_counts() {
     );
 }
 
-/// S-31
+/// S-31, O-69
 #[test]
 fn s31_locality_is_the_exact_name_of_the_node() {
     let at = |node_name: Value| {

@@ -345,6 +345,7 @@ fn unused_picks_that_were_emptied_are_mended_and_go() {
     assert_eq!(lab.syncer.delete_unused_chains().unwrap(), 2);
 }
 
+/// O-105
 #[test]
 fn unused_picks_go_in_a_batch_of_their_own() {
     let mut lab = Lab::new((10, 100), web());
@@ -360,6 +361,7 @@ fn unused_picks_go_in_a_batch_of_their_own() {
     assert_eq!(counts, expected);
 }
 
+/// O-102
 #[test]
 fn a_failure_makes_the_next_sync_full() {
     let mut lab = Lab::new((10, 3), web());

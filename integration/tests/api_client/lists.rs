@@ -24,7 +24,7 @@ fn refuse_cached_lists(bed: &Bed) {
     }
 }
 
-/// The best way that a server takes is found, and changes follow by watches, in both encodings.
+/// O-90: the best way that a server takes is found, and changes follow by watches, in both encodings.
 #[test]
 fn every_server_is_followed_in_its_best_way() {
     use Asked::{Cached, Page, Streamed, Watch};
@@ -168,7 +168,7 @@ fn one_bad_object_stops_nothing() {
     });
 }
 
-/// ServiceCIDRs came with 1.33; a server that has none is asked once, and is no failure.
+/// O-89: ServiceCIDRs came with 1.33; a server that has none is asked once, and is no failure.
 #[test]
 fn servers_without_service_cidrs_are_served_as_well() {
     in_sandbox(|| {

@@ -97,7 +97,7 @@ fn hints_lead_to_near_endpoints() {
     });
 }
 
-/// S-47, S-49: when the node's zone changes or is not known any more, every Service follows.
+/// S-47, S-49, O-96: when the node's zone changes or is not known any more, every Service follows.
 #[test]
 fn the_zone_of_the_node_is_followed() {
     in_sandbox(|| {

@@ -38,7 +38,7 @@ impl Bed {
     }
 }
 
-/// S-132, S-21 to S-23: who made a slice does not matter, nor whether it says where its endpoints
+/// S-132, S-21 to S-23, O-87: who made a slice does not matter, nor whether it says where its endpoints
 /// are; the label of headless Services cuts it off.
 #[test]
 fn slices_count_by_their_labels_alone() {

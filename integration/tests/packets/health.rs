@@ -148,6 +148,17 @@ fn terminating_endpoints_serve_but_are_not_healthy() {
     });
 }
 
+/// O-123: it is answered whether or not there is a health server.
+#[test]
+fn no_health_server_is_needed() {
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.put_web(local_service(), &[POD1]);
+        let _daemon = bed.start_proxy_with(&["--healthz-port=0"]);
+        bed.check_health(ANYBODY, &NODE.both(), "200 1");
+    });
+}
+
 /// O-120: with `primary`, the default.
 #[test]
 fn only_the_primary_address_answers_by_default() {

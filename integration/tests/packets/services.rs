@@ -89,7 +89,7 @@ pub(crate) fn retype(service: &mut Value, kind: &str) {
     }
 }
 
-/// S-131, S-1: the label that hands a Service to another proxy, at creation, removed, and added.
+/// S-131, S-1, O-86: the label that hands a Service to another proxy, at creation, removed, and added.
 #[test]
 fn a_service_is_left_to_the_proxy_its_label_names() {
     in_sandbox(|| {
@@ -165,7 +165,7 @@ fn services_go_up_and_down_and_up_again() {
     });
 }
 
-/// S-155, S-114, S-115: a ClusterIP is served whether or not a ServiceCIDR has it, and the range acts
+/// S-155, S-114, S-115, O-92: a ClusterIP is served whether or not a ServiceCIDR has it, and the range acts
 /// on what nobody has as soon as it is there, until it is gone.
 #[test]
 fn service_cidrs_come_and_go() {

@@ -157,6 +157,7 @@ mod tests {
             .collect()
     }
 
+    /// O-145: what was made by iptables over nftables is told of.
     #[test]
     fn kube_proxy_is_known_in_every_mode_that_leaves_nftables_rules() {
         assert_eq!(levels(table("ip", "kube-proxy", &[])), [Level::Warning]);

@@ -174,6 +174,7 @@ mod tests {
     use super::*;
     use crate::check::finding::Level;
 
+    /// O-78: only warned of, as what the kernel takes is tried.
     #[test]
     fn versions_are_compared_by_number_and_only_warned_of() {
         for release in ["5.13.0", "5.100.1-generic", "6.1.0-13-amd64", "10.0"] {

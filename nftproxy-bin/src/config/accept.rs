@@ -48,6 +48,7 @@ pub(super) fn accept(connection: &ClientConnection, warnings: &mut Vec<String>) 
 mod tests {
     use super::*;
 
+    /// O-17, O-18: JSON and protobuf; what is neither is warned of.
     #[test]
     fn what_can_be_decoded_is_asked_for_in_the_given_order() {
         for (accept_content_types, content_type, expected, n_warnings) in [

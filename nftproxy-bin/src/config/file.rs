@@ -362,6 +362,7 @@ mod tests {
         }
     }
 
+    /// O-158
     #[test]
     fn o_3_the_document_kubeadm_stores_yields_all_defaults() {
         let text = include_str!("testdata/kubeadm.yaml");

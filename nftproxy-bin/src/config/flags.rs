@@ -718,6 +718,7 @@ conntrack-udp-timeout             3s               /conntrack/udpTimeout        
 conntrack-udp-timeout-stream      4s               /conntrack/udpStreamTimeout          4s
 config-sync-period                5m               /configSyncPeriod                    5m0s
 feature-gates                     A=true,B=false   /featureGates/A                      true
+# O-58: they are for logging.
 v                                 3                /logging/verbosity                   3
 log-filter                        source=debug     /nftproxy/logFilter                  source=debug
 vmodule                           a=1              /logging/vmodule/0/filePattern       a
@@ -842,6 +843,24 @@ ipvs-udp-timeout                  1s               /ipvs/udpTimeout             
         );
     }
 
+    #[test]
+    fn o_163_the_flags_of_static_pods_are_taken_without_a_file() {
+        let settings = load(&[
+            "--kubeconfig=/var/lib/kube-proxy/kubeconfig",
+            "--cluster-cidr=10.64.0.0/14",
+            "--oom-score-adj=-998",
+            "--v=2",
+            "--proxy-mode=nftables",
+            "--conntrack-tcp-be-liberal",
+        ]);
+        assert_eq!(settings.warnings, [""; 0]);
+        assert_eq!(settings.oom_score_adj, -998);
+        assert_eq!(settings.log.verbosity, 2);
+        assert!(settings.conntrack.tcp_be_liberal);
+        assert_eq!(settings.cluster_cidrs, ["10.64.0.0/14".parse().unwrap()]);
+    }
+
+    /// O-165: the ports if nothing is said.
     #[test]
     fn o_61_o_62_o_63_listeners_of_the_flags() {
         // Arguments, then where health and metrics are served.

@@ -357,6 +357,7 @@ mod tests {
         );
     }
 
+    /// O-58: those for logging, too.
     #[test]
     fn o_5_some_flags_beat_the_file() {
         let settings = load_file(

@@ -663,12 +663,42 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
         }
     }
 
+    /// O-69
     #[test]
     fn o_26_the_node_name_is_trimmed_and_lower_cased() {
         assert_eq!(checked("").node_name, None);
         assert_eq!(
             checked("hostnameOverride: ' Node-A '").node_name.as_deref(),
             Some("node-a")
+        );
+    }
+
+    #[test]
+    fn o_16_to_o_20_the_connection() {
+        let settings = checked("");
+        assert_eq!(settings.kubeconfig, None);
+        assert_eq!((settings.qps, settings.burst), (5.0, 10));
+        let settings = checked("clientConnection: {kubeconfig: /k, qps: 50.5, burst: 100}");
+        assert_eq!(settings.kubeconfig.as_deref(), Some("/k".as_ref()));
+        assert_eq!((settings.qps, settings.burst), (50.5, 100));
+    }
+
+    #[test]
+    fn o_30_o_31_o_40_switches_are_off_unless_they_are_turned_on() {
+        let switches = |fields| {
+            let settings = checked(fields);
+            [
+                settings.bind_address_hard_fail,
+                settings.enable_profiling,
+                settings.masquerade_all,
+            ]
+        };
+        assert_eq!(switches(""), [false; 3]);
+        assert_eq!(switches("bindAddressHardFail: true"), [true, false, false]);
+        assert_eq!(switches("enableProfiling: true"), [false, true, false]);
+        assert_eq!(
+            switches("nftables: {masqueradeAll: true}"),
+            [false, false, true]
         );
     }
 
@@ -753,6 +783,7 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
         checked("logging: {options: {text: {infoBufferSize: 0Ki}, json: {infoBufferSize: 0}}}");
     }
 
+    /// O-22, O-24, O-25, O-32, O-34 to O-38, O-43, O-54, O-55
     #[test]
     fn inert_fields_are_named_when_they_differ_from_their_default() {
         let inert = |fields| inert_settings(&checked(fields).effective);
@@ -769,11 +800,22 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
         );
         let every_field = include_str!("testdata/every-field.yaml");
         let (config, _) = KubeProxyConfiguration::decode(every_field).unwrap();
-        assert_eq!(
-            inert_settings(&config).len(),
-            // resync, 5 iptables, 8 ipvs, flush, 4 stream options, vmodule, ports, metrics,
-            // service, 5 winkernel
-            1 + 5 + 8 + 1 + 4 + 1 + 1 + 1 + 1 + 5
-        );
+        let paths = inert_settings(&config);
+        for (section, n_fields) in [
+            ("configSyncPeriod", 1),
+            ("iptables.", 5),
+            ("ipvs.", 8),
+            ("logging.flushFrequency", 1),
+            ("logging.options.", 4),
+            ("logging.vmodule", 1),
+            ("portRange", 1),
+            ("showHiddenMetricsForVersion", 1),
+            ("windowsRunAsService", 1),
+            ("winkernel.", 5),
+        ] {
+            let of_section = paths.iter().filter(|path| path.starts_with(section));
+            assert_eq!(of_section.count(), n_fields, "{section}: {paths:?}");
+        }
+        assert_eq!(paths.len(), 28, "{paths:?}");
     }
 }

@@ -200,6 +200,7 @@ mod tests {
         "2001:db8::10",
     ];
 
+    /// O-71, O-73
     #[test]
     fn primary_is_the_first_address_of_each_family() {
         let info = NodeInfo {
@@ -215,6 +216,7 @@ mod tests {
         assert_eq!(node.node_port_addresses_v6, only(&["2001:db8::10"]));
     }
 
+    /// O-72
     #[test]
     fn a_bind_address_counts_as_the_primary_one() {
         let info = NodeInfo {

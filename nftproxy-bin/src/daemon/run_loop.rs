@@ -270,6 +270,8 @@ mod tests {
     }
 
     const NODE_IP: [u8; 4] = [192, 0, 2, 10];
+    /// The host has it as well.
+    const OTHER_IP: [u8; 4] = [192, 0, 2, 11];
 
     /// A loop that runs in the background, on a node of which nothing is known yet.
     fn start() -> Fixture {
@@ -280,7 +282,7 @@ mod tests {
             masquerade_bit: 14,
             masquerade_all: false,
         };
-        let this_node = ThisNode::new(settings, None, || Ok(vec![NODE_IP.into()]));
+        let this_node = ThisNode::new(settings, None, || Ok(vec![NODE_IP.into(), OTHER_IP.into()]));
         let v4 = Shared::<V4>::default();
         let kernels = Kernels {
             v4: Some(v4.clone()),
@@ -378,6 +380,50 @@ mod tests {
         fixture.send(info(&[], "a")).await;
         sleep(NODE_PATIENCE).await;
         assert!(fixture.script().contains("ip saddr != 10.244.1.0/24"));
+    }
+
+    /// O-92 to O-96: ranges, addresses and pod CIDRs are followed; what is the same again, and a taint,
+    /// are no work; and the end of the object leaves what is known.
+    #[tokio::test(start_paused = true)]
+    async fn the_node_is_followed() {
+        let fixture = start();
+        fixture.complete_lists().await;
+        let commits = async |event: Event| {
+            let before = fixture.v4.commits();
+            fixture.send(event).await;
+            sleep(Duration::from_secs(5)).await;
+            (fixture.v4.commits() - before, fixture.script())
+        };
+        let (n, script) = commits(info(&[NODE_IP], "a")).await;
+        assert_eq!(n, 1);
+        assert!(script.contains("node-port-ips { 192.0.2.10 }"), "{script}");
+        assert_eq!(commits(info(&[NODE_IP], "a")).await.0, 0);
+        let mut with_taint = info(&[NODE_IP], "a");
+        if let Event::NodeApplied { is_eligible, .. } = &mut with_taint {
+            *is_eligible = false;
+        }
+        assert_eq!(commits(with_taint).await.0, 0);
+
+        let (n, script) = commits(info(&[OTHER_IP], "a")).await;
+        assert_eq!(n, 1);
+        assert!(script.contains("node-port-ips { 192.0.2.11 }"), "{script}");
+
+        let mut with_other_pods = info(&[OTHER_IP], "a");
+        if let Event::NodeApplied { info: node, .. } = &mut with_other_pods {
+            node.pod_cidrs = vec!["10.244.2.0/24".parse().unwrap()];
+        }
+        let (n, script) = commits(with_other_pods).await;
+        assert_eq!(n, 1);
+        assert!(script.contains("ip saddr != 10.244.2.0/24"), "{script}");
+
+        let cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+        let range = engine::Event::ServiceCidrApplied("kubernetes".into(), cidrs);
+        let (n, script) = commits(range.into()).await;
+        assert_eq!(n, 1);
+        assert!(script.contains("10.96.0.0/16"), "{script}");
+
+        let (n, after) = commits(Event::NodeDeleted).await;
+        assert_eq!((n, after), (0, script));
     }
 
     /// O-120
@@ -496,7 +542,7 @@ mod tests {
         assert_eq!(fixture.series(count), ["{ip_family=\"IPv4\"} 2"]);
     }
 
-    /// O-124 to O-128, O-130 to O-133, O-137
+    /// O-124 to O-128, O-130 to O-133, O-137; O-102: the first sync is full, and others are partial.
     #[tokio::test(start_paused = true)]
     async fn syncs_and_changes_are_counted() {
         let fixture = start();

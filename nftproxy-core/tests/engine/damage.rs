@@ -288,7 +288,7 @@ fn without_notifications_the_generation_is_asked_for() {
     assert_eq!(repairs(&outcomes), [(IpFamily::V4, &Cause::Comparison)]);
 }
 
-/// What nobody has heard of is found once an hour.
+/// O-100, O-102: what nobody has heard of is found once an hour.
 #[test]
 fn tables_are_compared_as_a_whole_now_and_then() {
     let mut bench = Bench::with(options());

@@ -213,7 +213,7 @@ fn changed_services_come_with_successful_syncs_only() {
     assert_eq!(changed(bench.pass(2 * SECOND)), [1]);
 }
 
-/// Pick chains that nothing needs go a second after the sync, not with it; then nothing is due for an hour.
+/// O-105: pick chains that nothing needs go a second after the sync, not with it; then nothing is due for an hour.
 #[test]
 fn what_has_time_is_done_a_second_later() {
     let mut bench = Bench::new();

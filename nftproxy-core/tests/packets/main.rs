@@ -496,6 +496,7 @@ fn the_detector_comes_before_the_host() {
     check(&every_address(Cluster, Local, &[THERE]), &node, cases);
 }
 
+/// O-40
 #[test]
 fn masquerade_all_touches_cluster_ips_only() {
     let node = Node {

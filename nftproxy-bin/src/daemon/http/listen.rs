@@ -180,7 +180,7 @@ mod tests {
         }
     }
 
-    /// O-108: a taken port is tried again; with `bindAddressHardFail` it ends the process.
+    /// O-30, O-108: a taken port is tried again; with `bindAddressHardFail` it ends the process.
     #[tokio::test(start_paused = true)]
     async fn a_taken_port_is_tried_again_or_is_the_end() {
         let taken = std::net::TcpListener::bind("127.0.0.4:0").unwrap();

@@ -195,7 +195,8 @@ mod tests {
         start(Arc::new(pages)).await
     }
 
-    /// O-110, O-111, O-112, O-109 (unknown paths): byte for byte as recorded.
+    /// O-110, O-111, O-112, O-109 (unknown paths), O-31 (without profiling there are no levels to
+    /// change): byte for byte as recorded.
     #[tokio::test]
     async fn pages_are_those_of_kube_proxy() {
         let address = serve(pages(false)).await;
@@ -351,7 +352,7 @@ mod tests {
         }
     }
 
-    /// O-114
+    /// O-31, O-114
     #[tokio::test]
     async fn levels_can_be_changed_while_it_runs() {
         let pages = pages(true);

@@ -57,6 +57,7 @@ mod tests {
         (full..=full * 1.25).contains(&pause.as_secs_f64())
     }
 
+    /// O-90
     #[test]
     fn pauses_double_up_to_half_a_minute() {
         for (n, full) in [

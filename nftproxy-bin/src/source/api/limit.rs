@@ -67,6 +67,7 @@ mod tests {
         start.elapsed().as_secs_f64()
     }
 
+    /// O-19, O-20
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_free_and_the_rest_has_its_pace() {
         let limit = Limit::new(5.0, 10);

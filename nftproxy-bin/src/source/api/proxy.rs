@@ -252,6 +252,7 @@ mod tests {
         proxies.of(&server.parse().unwrap()).is_some()
     }
 
+    /// O-66: the variables for proxies.
     #[test]
     fn no_proxy_names_destinations() {
         for (server, no_proxy, expected) in [
