@@ -18,15 +18,13 @@ use crate::apiserver::{ApiServer, Resource};
 use crate::daemon::Daemon;
 use crate::fixtures::{NODE_NAME, canonical, read};
 use crate::netns::Namespace;
+use crate::traffic::patience;
 
 /// The addresses of the node.
 pub const NODE_IPS: [&str; 2] = ["172.18.0.2", "fd00:172:18::2"];
 /// Where its pods are.
 pub const PODS: &str = "10.244.0.0/16";
 const ZONE: &str = "eu-1a";
-/// Longer than anything takes that need not be waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Both families' tables, as far as they are there.
 pub type Tables = (Option<FamilyRuleset<V4>>, Option<FamilyRuleset<V6>>);
 
@@ -103,12 +101,12 @@ impl RecordedNode {
     ///
     /// # Panics
     ///
-    /// If that takes longer than ten seconds.
+    /// If that takes longer than ten seconds, or in an emulated machine a minute.
     #[track_caller]
     pub fn wait_for_rules(&self, daemon: &Daemon, state: &State, node: &Node) {
         let Compiled { v4, v6, .. } = compile(state, node);
         let wanted = (Some(canonical(&v4)), Some(canonical(&v6)));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + 10 * patience();
         loop {
             let found = self.listed().expect("the kernel can be asked");
             if found == wanted {

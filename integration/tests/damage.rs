@@ -10,6 +10,7 @@ use integration::fixtures::recorded;
 use integration::netns::{Namespace, in_sandbox, unsupported};
 use integration::nft::loadable;
 use integration::node::{RecordedNode, model};
+use integration::traffic::patience;
 use nftproxy_core::apply::netlink::Netlink;
 use nftproxy_core::compile::compile;
 use nftproxy_core::model::{State, V4};
@@ -165,7 +166,7 @@ fn all_kinds_of_damage_are_mended() {
             bed.wait();
             // What is not ours is no part of the above.
             let listing = || bed.list("table ip nftproxy");
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + 10 * patience();
             while ["foreign", "counter", "dormant"]
                 .iter()
                 .any(|word| listing().contains(word))
@@ -174,7 +175,7 @@ fn all_kinds_of_damage_are_mended() {
                 std::thread::sleep(Duration::from_millis(20));
             }
             bed.wait();
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + 10 * patience();
             while !bed.daemon.log()[before..].contains("nft (") {
                 // From the eleventh on they are told with more care.
                 if bed.repairs().len() >= 10 {
@@ -226,7 +227,7 @@ fn a_table_made_anew_remembers_clients() {
             "add set ip nftproxy foreign { type ipv4_addr; }",
         ] {
             bed.nft(damage);
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + 10 * patience();
             while bed.list("table ip nftproxy").contains("foreign") {
                 assert!(Instant::now() < deadline, "{}", bed.daemon.log());
                 std::thread::sleep(Duration::from_millis(10));
@@ -263,7 +264,7 @@ fn held_tables_are_left_alone() {
         let first = node.start(&held).unwrap();
         node.wait_for_rules(&first, &state, &model());
         // It may take a moment until it is made anew.
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + 10 * patience();
         while !node
             .namespace
             .exec(&["nft", "list", "ruleset"])
@@ -306,7 +307,7 @@ fn held_tables_are_left_alone() {
         drop(second);
         let third = node.start(&["--master", &url]).unwrap();
         node.wait_for_rules(&third, &state, &model());
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + 10 * patience();
         while handle_of_table(&node.namespace) == handle {
             assert!(Instant::now() < deadline, "{}", third.log());
             std::thread::sleep(Duration::from_millis(10));

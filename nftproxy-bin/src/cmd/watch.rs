@@ -1,4 +1,4 @@
-//! `nftproxy list --watch`: what changes in the kernel, as Services. Entry point: [`follow`].
+//! `nftproxy list --watch`: what changes in the kernel, as Services. Entry point: [`Watch`].
 
 use std::collections::BTreeSet;
 use std::fmt::Write;

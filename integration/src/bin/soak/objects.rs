@@ -1,7 +1,7 @@
 //! Services and slices as a cluster may have them, at random.
 //!
 //! Numbers up to [`STABLE`] are taken; see [`stable`](crate::stable). Entry points: [`service`] and
-//! [`slice`].
+//! [`slice()`].
 
 use fastrand::Rng;
 use integration::lab::Dual;
