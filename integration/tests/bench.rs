@@ -133,7 +133,8 @@ fn all_kinds_of_rows_have_a_floor() {
             ("rolling update", 1),
             ("storm", 1),
             ("affinity", 1),
-            ("conntrack", 1),
+            ("conntrack", 3),
+            ("repair", 9),
             ("decode", 4),
             ("data path", 3),
         ] {
