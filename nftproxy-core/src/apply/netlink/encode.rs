@@ -496,6 +496,19 @@ impl<'a, F: Family> Encoder<'a, F> {
         });
     }
 
+    /// Begins a message with elements of a set. Returns where it starts, and where its list does.
+    fn begin_elements(&mut self, message_type: u16, flags: u16, set: SetName) -> (usize, usize) {
+        let sequence = self.sequence();
+        let table = self.table.name();
+        let out = &mut self.batch.bytes;
+        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
+        let start = begin_message(out, message_type, NLM_F_REQUEST | flags, sequence, nfgenmsg);
+        put_str(out, NFTA_SET_ELEM_LIST_TABLE, table);
+        put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
+        (start, begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS))
+    }
+
     /// Writes one message with as many of the elements as fit, and returns how many did.
     fn element_message(
         &mut self,
@@ -506,26 +519,15 @@ impl<'a, F: Family> Encoder<'a, F> {
         elements: &[Element<F>],
         first: usize,
     ) -> usize {
-        let sequence = self.sequence();
-        let table = self.table.name();
+        let (start, list) = self.begin_elements(message_type, flags, set);
         let out = &mut self.batch.bytes;
-        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
-        let start = begin_message(out, message_type, NLM_F_REQUEST | flags, sequence, nfgenmsg);
-        put_str(out, NFTA_SET_ELEM_LIST_TABLE, table);
-        put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
-        let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
         let mut len = 0;
         for element in elements {
             if out.len() - list > ELEMENTS_MAX_LEN {
                 break;
             }
             let nest = begin_nest(out, NFTA_LIST_ELEM);
-            self.key.clear();
-            element.write_key(&mut self.key);
-            let key = begin_nest(out, NFTA_SET_ELEM_KEY);
-            put(out, NFTA_DATA_VALUE, &self.key);
-            end_nest(out, key);
+            write_key(element, &mut self.key, out);
             self.key.clear();
             if element.write_key_end(&mut self.key) {
                 let key_end = begin_nest(out, NFTA_SET_ELEM_KEY_END);
@@ -577,6 +579,15 @@ impl<'a, F: Family> Encoder<'a, F> {
         object.str(sys::NFTNL_RULE_CHAIN, &chain.to_string());
         object
     }
+}
+
+/// Writes an element's key, by way of a buffer whose content is lost.
+fn write_key<F: Family>(element: &Element<F>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {
+    scratch.clear();
+    element.write_key(scratch);
+    let key = begin_nest(out, NFTA_SET_ELEM_KEY);
+    put(out, NFTA_DATA_VALUE, scratch);
+    end_nest(out, key);
 }
 
 fn write_data<F: Family>(data: &Data<F>, scratch: &mut Vec<u8>, out: &mut Vec<u8>) {

@@ -2,10 +2,10 @@
 
 use nftnl::nftnl_sys as sys;
 
-use super::super::attribute::{begin_message, begin_nest, end_message, end_nest, put, put_str};
+use super::super::attribute::{begin_nest, end_message, end_nest, put};
 use super::super::constants::*;
-use super::super::{ffi, nfproto};
-use super::{ELEMENTS_MAX_LEN, Encoder, Operation, write_data};
+use super::super::ffi;
+use super::{ELEMENTS_MAX_LEN, Encoder, Operation, write_data, write_key};
 use crate::compile::Remembered;
 use crate::model::Family;
 use crate::ruleset::name::SetName;
@@ -35,15 +35,9 @@ impl<F: Family> Encoder<'_, F> {
 
     /// Writes one message with as many as fit, and returns how many did.
     fn remember_message(&mut self, remembered: &[Remembered<F>]) -> usize {
-        let (set, sequence, table) = (SetName::Affinity, self.sequence(), self.table.name());
+        let set = SetName::Affinity;
+        let (start, list) = self.begin_elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, set);
         let out = &mut self.batch.bytes;
-        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWSETELEM;
-        let flags = NLM_F_REQUEST | NLM_F_CREATE;
-        let start = begin_message(out, message_type, flags, sequence, nfgenmsg);
-        put_str(out, NFTA_SET_ELEM_LIST_TABLE, table);
-        put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
-        let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
         let mut len = 0;
         for Remembered {
             element,
@@ -55,11 +49,7 @@ impl<F: Family> Encoder<'_, F> {
                 break;
             }
             let nest = begin_nest(out, NFTA_LIST_ELEM);
-            self.key.clear();
-            element.write_key(&mut self.key);
-            let key = begin_nest(out, NFTA_SET_ELEM_KEY);
-            put(out, NFTA_DATA_VALUE, &self.key);
-            end_nest(out, key);
+            write_key(element, &mut self.key, out);
             write_data(element.data(), &mut self.key, out);
             for (attribute, time) in [
                 (NFTA_SET_ELEM_TIMEOUT, timeout),
