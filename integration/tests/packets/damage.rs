@@ -115,11 +115,11 @@ fn nft(bed: &Bed, script: &str) {
 }
 
 /// New connections fail only if they overlap the time from a damage to its repair; those that exist
-/// never do, whatever is taken away.
+/// never do, whatever is taken away. `DAMAGE_ROUNDS` says how many times over, for long runs by hand.
 #[test]
 fn only_what_begins_while_the_table_is_damaged_fails() {
-    const N_ROUNDS: usize = 4;
-    in_sandbox(|| {
+    let n_rounds = std::env::var("DAMAGE_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
+    in_sandbox(move || {
         let bed = Bed::new();
         bed.put("steady", STEADY, &[POD1, POD2], |_| {});
         let daemon = bed.start_proxy();
@@ -145,7 +145,7 @@ fn only_what_begins_while_the_table_is_damaged_fails() {
             .collect();
         let mut windows = Vec::new();
         let (n_probes, failures) = while_probing(&bed, || {
-            for damage in damages.iter().cycle().take(N_ROUNDS * damages.len()) {
+            for damage in damages.iter().cycle().take(n_rounds * damages.len()) {
                 let from = Instant::now();
                 nft(&bed, damage);
                 while list(&bed) != whole {
@@ -175,7 +175,7 @@ fn only_what_begins_while_the_table_is_damaged_fails() {
             .collect();
         assert!(unexplained.is_empty(), "{unexplained:#?}");
         // Or nothing was tried.
-        assert!(n_probes > 100 * N_ROUNDS, "{n_probes}");
+        assert!(n_probes > 100 * n_rounds, "{n_probes}");
         let damaged: Duration = windows.iter().map(|window| window.to - window.from).sum();
         println!(
             "{} of {n_probes} probes failed, while {} damages were there for {damaged:?} in all",
