@@ -1,7 +1,8 @@
 //! What traffic notices of others' hands in the table, and of a proxy that is killed: new
 //! connections fail in the moments until the repair only, and those that exist never.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
@@ -19,6 +20,8 @@ use crate::bed::{Bed, POD1, POD2, POD3, REMOTE, Source};
 
 const STEADY: u8 = 1;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Where probes come from, in turn: nothing listens there, and the kernel hands none of it out.
+const PORTS: RangeInclusive<u16> = 11_000..=29_000;
 
 /// What happened between two moments.
 struct Span {
@@ -64,7 +67,14 @@ fn while_probing(bed: &Bed, work: impl FnOnce()) -> (usize, Vec<Span>) {
             let (mut n_probes, mut failures) = (0, Vec::new());
             while !is_over.load(Ordering::Relaxed) {
                 let from = Instant::now();
-                let outcome = probe(namespace, protocol, to, ProbeOptions::default()).to_string();
+                // What began without a table stays untranslated for a while, and whoever gets its port
+                // meets that. So none is used again.
+                let port = PORTS.start() + (n_probes % PORTS.len()) as u16;
+                let options = ProbeOptions {
+                    from: Some((unspecified(to.ip()), port).into()),
+                    ..ProbeOptions::default()
+                };
+                let outcome = probe(namespace, protocol, to, options).to_string();
                 n_probes += 1;
                 if !outcome.starts_with("pod") {
                     failures.push(Span {
@@ -90,6 +100,13 @@ fn while_probing(bed: &Bed, work: impl FnOnce()) -> (usize, Vec<Span>) {
                 (n + n_probes, all)
             })
     })
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 struct Over<'a>(&'a AtomicBool);
@@ -171,7 +188,11 @@ fn only_what_begins_while_the_table_is_damaged_fails() {
         let unexplained: Vec<_> = failures
             .iter()
             .filter(|failure| !windows.iter().any(|window| window.meets(failure)))
-            .map(|failure| &failure.what)
+            .map(|failure| {
+                let before = windows.iter().rev().find(|window| window.to < failure.from);
+                let after = before.map(|window| (failure.from - window.to, &window.what));
+                format!("{}, after {after:?}", failure.what)
+            })
             .collect();
         assert!(unexplained.is_empty(), "{unexplained:#?}");
         // Or nothing was tried.
