@@ -75,7 +75,6 @@ impl RecordedNode {
             NODE_NAME,
             "--cluster-cidr",
             PODS,
-            "--iptables-min-sync-period=10ms",
         ];
         Daemon::start(&self.namespace, &[&common, arguments].concat())
     }

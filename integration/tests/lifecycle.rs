@@ -327,7 +327,7 @@ fn kube_proxys_well_known_lines_are_logged() {
         for line in [
             "\"Using nftables Proxier\"",
             "\"kube-proxy running in dual-stack mode\"",
-            "\"NFTables sync params\" minSyncPeriod=\"1s\" syncPeriod=\"30s\"",
+            "\"NFTables sync params\" minSyncPeriod=\"by cost\" syncPeriod=\"30s\"",
             "\"Using nftables mark for masquerade\" mark=\"0x00004000\"",
             "\"Starting service config controller\"",
             "\"Starting endpoint slice config controller\"",

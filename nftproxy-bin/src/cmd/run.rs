@@ -119,8 +119,9 @@ where
     runtime.block_on(async {
         let families = families(&kernels);
         info!("Using nftables Proxier");
+        let min_sync_period = settings.min_sync_period;
         debug!(
-            minSyncPeriod = ?settings.min_sync_period,
+            minSyncPeriod = min_sync_period.map_or("by cost".into(), |it| format!("{it:?}")),
             syncPeriod = ?settings.sync_period,
             "NFTables sync params"
         );

@@ -149,6 +149,9 @@ pub(crate) struct Nftables {
     pub(crate) masquerade_all: bool,
     pub(crate) sync_period: GoDuration,
     pub(crate) min_sync_period: GoDuration,
+    /// Whether [`Self::min_sync_period`] is somebody's wish, and not what kube-proxy does without.
+    #[serde(skip)]
+    pub(crate) is_min_sync_period_set: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -246,7 +249,9 @@ impl KubeProxyConfiguration {
         set(&mut self.ipvs.sync_period, default_period);
         set(&mut self.nftables.masquerade_bit, 14);
         set(&mut self.nftables.sync_period, default_period);
-        set(&mut self.nftables.min_sync_period, GoDuration::from_secs(1));
+        let nftables = &mut self.nftables;
+        nftables.is_min_sync_period_set |= nftables.min_sync_period != GoDuration::ZERO;
+        set(&mut nftables.min_sync_period, GoDuration::from_secs(1));
 
         let conntrack = &mut self.conntrack;
         set(&mut conntrack.max_per_core, 32 * 1024);

@@ -232,8 +232,12 @@ const GROUPS: &[Group] = &[
                 "iptables-min-sync-period",
                 "DURATION",
                 "1s",
-                "Least time between two syncs",
-                |c, v| put(&mut c.nftables.min_sync_period, v),
+                "Least time between two syncs; unless it is given, they are paced by what they cost, \
+                 5 ms to 1 s apart",
+                |c, v| {
+                    c.nftables.is_min_sync_period_set = true;
+                    put(&mut c.nftables.min_sync_period, v)
+                },
             ),
             value(
                 "feature-gates",

@@ -75,7 +75,8 @@ pub(crate) struct Settings {
     /// The number of the packet mark bit, 0 to 31.
     pub(crate) masquerade_bit: u8,
     pub(crate) masquerade_all: bool,
-    pub(crate) min_sync_period: Duration,
+    /// None means that syncs are paced by what they cost.
+    pub(crate) min_sync_period: Option<Duration>,
     /// The delay before a failed sync is retried; at least [`Self::min_sync_period`].
     pub(crate) sync_period: Duration,
     pub(crate) conntrack: ConntrackSettings,
@@ -425,7 +426,7 @@ nftables: {minSyncPeriod: 0s, syncPeriod: 7s}
         );
         assert!(!settings.masquerade_all);
         assert_eq!(settings.sync_period, Duration::from_secs(7));
-        assert_eq!(settings.min_sync_period, Duration::from_secs(1));
+        assert_eq!(settings.min_sync_period, None);
         for path in [
             "iptables.masqueradeAll",
             "iptables.syncPeriod",

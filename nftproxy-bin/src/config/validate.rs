@@ -220,7 +220,7 @@ impl Checks {
         }
     }
 
-    fn sync_periods(&mut self, config: &KubeProxyConfiguration) -> (Duration, Duration) {
+    fn sync_periods(&mut self, config: &KubeProxyConfiguration) -> (Option<Duration>, Duration) {
         let (min_path, path) = ("nftables.minSyncPeriod", "nftables.syncPeriod");
         let (min, period) = (config.nftables.min_sync_period, config.nftables.sync_period);
         self.require(
@@ -241,7 +241,9 @@ impl Checks {
             min <= MAX_MIN_SYNC_PERIOD,
             "must not be more than 1h",
         );
-        (self.not_negative_duration(min_path, min), period.to_std())
+        let min = self.not_negative_duration(min_path, min);
+        let is_set = config.nftables.is_min_sync_period_set;
+        (is_set.then_some(min), period.to_std())
     }
 
     fn detect_local(&mut self, config: &KubeProxyConfiguration) -> DetectLocal {
@@ -705,7 +707,7 @@ O-54 | configSyncPeriod: -1s | configSyncPeriod
     #[test]
     fn o_42_the_limits_themselves_are_allowed() {
         let settings = checked("nftables: {syncPeriod: 1h, minSyncPeriod: 1h, masqueradeBit: 31}");
-        assert_eq!(settings.min_sync_period, Duration::from_secs(3600));
+        assert_eq!(settings.min_sync_period, Some(Duration::from_secs(3600)));
         assert_eq!(settings.sync_period, Duration::from_secs(3600));
         assert_eq!(settings.masquerade_bit, 31);
     }

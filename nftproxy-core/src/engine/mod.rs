@@ -36,6 +36,7 @@
 //! Nothing is written before both first lists, of Services and of slices, are complete: half a list
 //! would cut off what the kernel already serves.
 
+mod budget;
 mod cpu;
 mod event;
 pub mod flows;
@@ -378,21 +379,26 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     /// Both families, whatever becomes of the first.
     fn sync(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
         self.take_dirty();
-        let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
-        let v4 = self.v4.as_mut().map(|v4| v4.sync(state, node, ips));
-        if is_new_table(&v4)
-            && let Some(v6) = &mut self.v6
-        {
-            v6.syncer.distrust();
-        }
-        let v6 = self.v6.as_mut().map(|v6| v6.sync(state, node, ips));
+        let (used, (v4, v6)) = cpu::used_by(|| {
+            let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
+            let v4 = self.v4.as_mut().map(|v4| v4.sync(state, node, ips));
+            if is_new_table(&v4)
+                && let Some(v6) = &mut self.v6
+            {
+                v6.syncer.distrust();
+            }
+            let v6 = self.v6.as_mut().map(|v6| v6.sync(state, node, ips));
+            (v4, v6)
+        });
         let mut ended = Ended::default();
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
         let is_success = ended.failures.is_empty();
         let is_held = ended.failures.iter().any(is_held_by_another);
         outcomes.extend(ended.failures);
-        self.schedule.synced(now + ended.took, is_success);
+        // The kernel takes nobody else's change meanwhile, whether it is at work or waits.
+        let cost = used.max(ended.in_kernel);
+        self.schedule.synced(now + ended.took, cost, is_success);
         if is_held {
             self.schedule.retry_soon(now + ended.took);
         }
@@ -449,6 +455,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         };
         let took = done.report.timings.total();
         ended.took += took;
+        ended.in_kernel += done.report.timings.kernel;
         ended.n_families += 1;
         ended.n_full += usize::from(done.report.full);
         if family == IpFamily::V6
@@ -669,6 +676,8 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 struct Ended {
     failures: Vec<Outcome>,
     took: Duration,
+    /// The part of it in which the kernel had the batches.
+    in_kernel: Duration,
     n_families: usize,
     /// How many of these were compared as a whole.
     n_full: usize,

@@ -2,16 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use super::budget::Budget;
+
 /// How long after a sync unused pick chains are deleted; see
 /// [`Syncer::delete_unused_chains`](crate::sync::Syncer::delete_unused_chains).
 const TIDY_DELAY: Duration = Duration::from_secs(1);
 
-/// A repair is worth a pause of so many times what it used of the CPU, so that somebody who damages
-/// the table in a loop cannot have more than a twentieth of a core,
-const REPAIR_PAUSE: u32 = 19;
-/// but pauses of so much together may be owed: what happens now and then is repaired at once. That is
-/// half a second's worth of repairs.
+/// Pauses that repairs may owe: half a second's worth of repairs. Somebody who damages the table in a
+/// loop has a twentieth of a core at most.
 const REPAIR_CREDIT: Duration = Duration::from_millis(9500);
+/// And no more than that is owed.
+const REPAIR_DEBT_MAX: Duration = Duration::from_secs(3600);
+/// Pauses that syncs may owe, where they are paced by their cost: 50 ms worth of syncs.
+const SYNC_CREDIT: Duration = Duration::from_millis(950);
+/// The pauses between syncs that are paced by their cost, whatever that is.
+const SYNC_PAUSES: [Duration; 2] = [Duration::from_millis(5), Duration::from_secs(1)];
 /// When a failed repair is tried again; each time it fails, twice as long after.
 const REPAIR_RETRY: Duration = Duration::from_millis(250);
 /// When a sync is tried again that has to wait for another process to end.
@@ -21,12 +26,16 @@ const REPAIR_DOUBLINGS: u32 = 16;
 /// Repairs no further apart belong together.
 const STREAK_GAP: Duration = Duration::from_secs(60);
 
-/// When to sync, as kube-proxy has it: a lone change at once; after that, what changes within
-/// `min_sync_period` together at its end.
+/// When to sync: a lone change at once; after that, what changes within a pause together at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// No sync starts earlier than this after the one before has ended (`minSyncPeriod`).
-    pub min_sync_period: Duration,
+    ///
+    /// `None` paces syncs by what they cost, as CPU time or as time in which the kernel's ruleset is
+    /// locked: 19 times that, so that they have a twentieth of the time in the long run. The first
+    /// 50 ms of work are on credit, which comes back in a second. A pause is 5 ms at least and 1 s at
+    /// most.
+    pub min_sync_period: Option<Duration>,
     /// A failed sync is retried after this, or as soon as something else changes (`syncPeriod`).
     /// Where nobody tells of changes by others, the kernel is asked for them as often.
     pub sync_period: Duration,
@@ -36,10 +45,10 @@ pub struct Pace {
 }
 
 impl Default for Pace {
-    /// kube-proxy's defaults: 1 s, 30 s and 1 h.
+    /// By cost, 30 s and 1 h; the latter two are kube-proxy's.
     fn default() -> Self {
         Self {
-            min_sync_period: Duration::from_secs(1),
+            min_sync_period: None,
             sync_period: Duration::from_secs(30),
             comparison_period: Duration::from_secs(3600),
         }
@@ -78,15 +87,16 @@ pub(super) struct Schedule {
     pace: Pace,
     /// Something changed that is not yet synced.
     is_pending: bool,
+    /// No sync starts earlier, but to try again what has failed.
     not_before: Instant,
+    sync_budget: Budget,
     retry_at: Option<Instant>,
     tidy_at: Option<Instant>,
     /// Somebody else has touched a table.
     is_damaged: bool,
     /// No repair starts earlier.
     no_repair_before: Instant,
-    /// When all pauses of repairs so far would be over, had they been kept.
-    paused_until: Instant,
+    repair_budget: Budget,
     /// So many repairs have failed in a row.
     failed_repairs: u32,
     streak: Streak,
@@ -108,11 +118,12 @@ impl Schedule {
             pace,
             is_pending: false,
             not_before: now,
+            sync_budget: Budget::new(SYNC_CREDIT, SYNC_CREDIT + SYNC_PAUSES[1], now),
             retry_at: None,
             tidy_at: None,
             is_damaged: false,
             no_repair_before: now,
-            paused_until: now,
+            repair_budget: Budget::new(REPAIR_CREDIT, REPAIR_DEBT_MAX, now),
             failed_repairs: 0,
             streak: Streak::default(),
             compare_at: None,
@@ -165,10 +176,18 @@ impl Schedule {
             .min_by_key(|(at, _)| *at)
     }
 
-    /// A sync has ended.
-    pub(super) fn synced(&mut self, now: Instant, is_success: bool) {
+    /// A sync has ended that cost so much; at its end it is `now`.
+    pub(super) fn synced(&mut self, now: Instant, cost: Duration, is_success: bool) {
         self.is_pending = false;
-        self.not_before = now + self.pace.min_sync_period;
+        self.sync_budget.spend(now, cost);
+        self.not_before = match self.pace.min_sync_period {
+            Some(period) => now + period,
+            None => {
+                let [least, most] = SYNC_PAUSES;
+                let affordable_at = self.sync_budget.affordable_at();
+                affordable_at.clamp(now + least, now + most)
+            }
+        };
         self.retry_at = (!is_success).then_some(now + self.pace.sync_period);
         self.tidy_at = is_success.then_some(now + TIDY_DELAY);
     }
@@ -183,9 +202,7 @@ impl Schedule {
     /// it is `now`.
     pub(super) fn repaired(&mut self, now: Instant, used: Duration, is_success: bool) {
         self.is_damaged = !is_success;
-        let owed = self.paused_until + used * (1 + REPAIR_PAUSE);
-        self.paused_until = owed.max(now + used * REPAIR_PAUSE);
-        let affordable_at = self.paused_until.checked_sub(REPAIR_CREDIT).unwrap_or(now);
+        self.repair_budget.spend(now, used);
         let retry_at = if is_success {
             self.failed_repairs = 0;
             now
@@ -194,7 +211,7 @@ impl Schedule {
             self.failed_repairs = (self.failed_repairs + 1).min(REPAIR_DOUBLINGS);
             now + pause.min(self.pace.sync_period)
         };
-        self.no_repair_before = affordable_at.max(retry_at);
+        self.no_repair_before = self.repair_budget.affordable_at().max(retry_at);
         self.tidy_at.get_or_insert(now + TIDY_DELAY);
     }
 
@@ -231,6 +248,71 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Changes all the time for a minute, with syncs that cost so much: how many there were, and
+    /// their share of the time.
+    fn syncs_in_a_minute(cost: Duration) -> (u32, f64) {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(Pace::default(), start);
+        let (mut now, mut n_syncs) = (start, 0);
+        while now < start + Duration::from_secs(60) {
+            schedule.changed();
+            let (at, task) = schedule.next(Some(start)).unwrap();
+            assert_eq!(task, Task::Sync);
+            now = now.max(at) + cost;
+            n_syncs += 1;
+            schedule.watched(true, now);
+            schedule.synced(now, cost, true);
+        }
+        let share = (cost * n_syncs).as_secs_f64() / (now - start).as_secs_f64();
+        (n_syncs, share)
+    }
+
+    #[test]
+    fn syncs_have_a_twentieth_of_the_time() {
+        let (n_syncs, _) = syncs_in_a_minute(Duration::from_micros(20));
+        assert!((11_000..=12_000).contains(&n_syncs), "{n_syncs}");
+        let (n_syncs, share) = syncs_in_a_minute(Duration::from_millis(1));
+        assert!((2_900..=3_100).contains(&n_syncs), "{n_syncs}");
+        assert!((0.049..=0.052).contains(&share), "{share}");
+        // A second is all that anybody has to wait.
+        let (n_syncs, _) = syncs_in_a_minute(Duration::from_millis(500));
+        assert!((40..=42).contains(&n_syncs), "{n_syncs}");
+    }
+
+    #[test]
+    fn a_lone_change_waits_for_nothing() {
+        let start = Instant::now();
+        let mut schedule = Schedule::new(Pace::default(), start);
+        schedule.synced(start, Duration::from_millis(700), true);
+        schedule.changed();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(schedule.next(Some(start)), Some((after(1), Task::Sync)));
+        // A pause that was not taken is made up for in the end.
+        let (took, later) = (Duration::from_millis(40), after(10));
+        schedule.synced(later, took, true);
+        let soon = later + SYNC_PAUSES[0];
+        schedule.changed();
+        assert_eq!(schedule.next(Some(start)), Some((soon, Task::Sync)));
+    }
+
+    #[test]
+    fn a_period_that_is_given_is_kept() {
+        let start = Instant::now();
+        let period = Duration::from_secs(3);
+        let pace = Pace {
+            min_sync_period: Some(period),
+            ..Pace::default()
+        };
+        let mut schedule = Schedule::new(pace, start);
+        for cost in [Duration::ZERO, Duration::from_secs(2)] {
+            schedule.changed();
+            schedule.synced(start, cost, true);
+            schedule.changed();
+            let due = (start + period, Task::Sync);
+            assert_eq!(schedule.next(Some(start)), Some(due));
+        }
+    }
 
     /// Ten a second for ten minutes: at first each is repaired at once, and in the long run repairs
     /// have a twentieth of the time.

@@ -18,7 +18,7 @@ use nftproxy_core::ruleset::element::Element;
 use crate::common::mk_node;
 
 pub(crate) const PACE: Pace = Pace {
-    min_sync_period: Duration::from_secs(1),
+    min_sync_period: Some(SECOND),
     sync_period: Duration::from_secs(30),
     comparison_period: Duration::from_secs(3600),
 };

@@ -159,7 +159,7 @@ fn a_change_brings_the_retry_forward() {
     bench.complete_lists();
     bench.settle();
     bench.apply(applied(1));
-    bench.pass(PACE.min_sync_period + MOMENT);
+    bench.pass(SECOND + MOMENT);
     assert_eq!(bench.v4.commits(), 1);
 }
 

@@ -48,7 +48,6 @@ impl Process {
             PODS,
             "--nodeport-addresses",
             NODE_PORT_ADDRESSES,
-            "--iptables-min-sync-period=10ms",
         ];
         Ok(Self {
             daemon: Daemon::start(host, &arguments)?,

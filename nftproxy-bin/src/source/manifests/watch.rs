@@ -18,7 +18,7 @@ use tokio::sync::mpsc as tick;
 use super::walk::walk;
 
 /// Changes come in bursts: a tick waits until nothing more has happened for this long,
-const QUIET: Duration = Duration::from_millis(50);
+const QUIET: Duration = Duration::from_millis(10);
 /// but no longer than this.
 const BURST: Duration = Duration::from_millis(500);
 /// How often to look when nothing happens: network file systems, mounts and renames high up in the
