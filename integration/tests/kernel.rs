@@ -414,6 +414,93 @@ fn check_large<F: Family>(state: &State) {
     assert_eq!((report.full, report.counts), (true, Counts::default()));
 }
 
+/// A map that is full is made anew in the batch that needs the room. What clients have learned stays,
+/// and so does the table.
+#[test]
+fn a_full_map_is_made_anew() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("node").unwrap();
+        let nft = |script: &str| {
+            namespace
+                .exec_with_input(&["nft", "-f", "-"], script)
+                .unwrap()
+        };
+        let list = |what: &str| {
+            let command = format!("nft -a list {what}");
+            let words: Vec<_> = command.split(' ').collect();
+            namespace.exec(&words).unwrap()
+        };
+        let node = Node::default();
+        let netlink = || namespace.run(|| Netlink::open().unwrap());
+        let mut syncer = Syncer::<V4, _>::new(netlink());
+        let mut state = State::default();
+        let mut sync_at = |size: u32, syncer: &mut Syncer<V4, Netlink>| {
+            let larger = large(size, 3);
+            larger.services().for_each(|service| {
+                let mut service = service.clone();
+                let is_sticky = service.name.as_str() == "load/service-0";
+                service.session_affinity = is_sticky.then_some(10_800.try_into().unwrap());
+                state.apply_service(service);
+            });
+            for service in larger.services() {
+                let slices = larger.slices(&service.name).iter().cloned();
+                slices.for_each(|slice| state.apply_slice(slice));
+            }
+            let dirty = state.take_dirty();
+            let report = syncer.sync(&state, &node, &dirty).unwrap();
+            let mut other = netlink();
+            let observed = Kernel::<V4>::list(&mut other).unwrap().unwrap();
+            assert_eq!(observed.foreign, Vec::<String>::new());
+            let desired = compile(&state, &node).v4;
+            assert!(
+                diff(Some(&observed), &desired).is_empty(),
+                "{size} Services"
+            );
+            report
+        };
+        sync_at(1_000, &mut syncer);
+        let table = list("table ip nftproxy")
+            .lines()
+            .next()
+            .map(str::to_owned);
+        assert!(list("map ip nftproxy services").contains("size 2048"));
+        nft("add element ip nftproxy affinity \
+             { 192.0.2.1 . 10.96.0.1 . tcp . 80 timeout 1h : 10.244.0.1 . 8080 }");
+        // Slots outgrow their map, then verdicts and addresses do, and slots once more.
+        for size in [1_500, 2_100, 3_000] {
+            let report = sync_at(size, &mut syncer);
+            assert!(!report.full && report.counts.rules > 0, "{report:?}");
+        }
+        assert!(list("map ip nftproxy services").contains("size 4096"));
+        assert!(list("map ip nftproxy endpoints").contains("size 16384"));
+        assert!(list("map ip nftproxy affinity").contains("192.0.2.1"));
+        let table_now = list("table ip nftproxy")
+            .lines()
+            .next()
+            .map(str::to_owned);
+        assert_eq!(table_now, table);
+
+        // Who fills it up hinders nobody for long.
+        let garbage = (0..5_000_u32).map(|n| {
+            let [a, b, c, d] = (0xc000_0000 + n).to_be_bytes();
+            format!("{a}.{b}.{c}.{d} . tcp . 80 : return")
+        });
+        let garbage: Vec<_> = garbage.take(4_096 - 3_000).collect();
+        nft(&format!(
+            "add element ip nftproxy services {{ {} }}",
+            garbage.join(",")
+        ));
+        let report = sync_at(3_001, &mut syncer);
+        assert!(report.full && report.is_repair, "{report:?}");
+        // A restart takes the sizes as they are.
+        let mut syncer = Syncer::<V4, _>::new(netlink());
+        let report = sync_at(3_001, &mut syncer);
+        assert_eq!(report.counts, Counts::default());
+        assert!(sync_at(4_100, &mut syncer).counts.rules > 0);
+        assert!(list("map ip nftproxy services").contains("size 8192"));
+    });
+}
+
 /// A map that is too large to be dumped in good time is read slot by slot, which hides nothing that
 /// somebody else did to it.
 #[test]

@@ -2,6 +2,8 @@
 //!
 //! A [`Delta`] is complete: whoever applies it makes no decision of its own.
 
+pub(crate) mod sizes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compile::{Remembered, pick_rules};
@@ -10,6 +12,8 @@ use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::schema::base_chain;
 use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
+pub use sizes::Sizes;
+use sizes::{count, outgrown, sizes_for};
 
 /// One atomic change of a family's table, in the order of its fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,10 @@ pub struct Delta<F: Family> {
     pub take_over: Option<Table>,
     /// What becomes of the table itself.
     pub table: TableChange,
+    /// How many elements sets and maps are to take. Those of a new table are created so; those of one
+    /// that stays are deleted and created anew, once the chains below are empty. All that is to be
+    /// in them is among the elements to add.
+    pub sizes: Sizes,
     /// Sets and maps to create, beside those that come with the table.
     pub add_sets: Vec<SetName>,
     /// Chains to create, empty at first.
@@ -52,6 +60,14 @@ pub enum TableChange {
 }
 
 impl TableChange {
+    /// The table is made in place of one that cannot stay, if there is one.
+    pub(crate) fn in_place_of<F: Family>(unusable: Option<&Observed<F>>) -> Self {
+        match unusable {
+            Some(_) => Self::Recreate,
+            None => Self::Create,
+        }
+    }
+
     /// Whether nothing is left of what there was.
     pub fn is_new(self) -> bool {
         match self {
@@ -66,6 +82,7 @@ impl<F: Family> Default for Delta<F> {
         Self {
             take_over: None,
             table: TableChange::Keep,
+            sizes: Sizes::new(),
             add_sets: Vec::new(),
             add_chains: Vec::new(),
             set_rules: Vec::new(),
@@ -84,6 +101,7 @@ impl<F: Family> Delta<F> {
         let Self {
             take_over,
             table,
+            sizes,
             add_sets,
             add_chains,
             set_rules,
@@ -95,6 +113,7 @@ impl<F: Family> Delta<F> {
         } = self;
         take_over.is_none()
             && *table == TableChange::Keep
+            && sizes.is_empty()
             && add_sets.is_empty()
             && add_chains.is_empty()
             && set_rules.is_empty()
@@ -204,6 +223,8 @@ pub struct Observed<F: Family> {
     /// What of it cannot stay or be mended piece by piece, in words: objects that are not ours,
     /// sets of another type, base chains at another place, sets that are missing.
     pub foreign: Vec<String>,
+    /// How many elements sets and maps take at most, of those that have a size.
+    pub sizes: Sizes,
     /// Who keeps others from changing it.
     pub holder: Holder,
 }
@@ -228,6 +249,8 @@ pub(crate) struct Parts<F: Family> {
     pub(crate) chains: BTreeMap<ChainName, Vec<Rule>>,
     /// Sets and maps that have the type they should have.
     pub(crate) sets: BTreeSet<SetName>,
+    /// As in [`Observed::sizes`].
+    pub(crate) sizes: Sizes,
     /// Their elements, in any order.
     pub(crate) elements: Vec<Element<F>>,
     /// As in [`Observed::foreign`].
@@ -241,6 +264,7 @@ impl<F: Family> Default for Parts<F> {
         Self {
             chains: BTreeMap::new(),
             sets: BTreeSet::new(),
+            sizes: Sizes::new(),
             elements: Vec::new(),
             foreign: Vec::new(),
             holder: Holder::Nobody,
@@ -282,6 +306,7 @@ impl<F: Family> Parts<F> {
         Observed {
             ruleset,
             foreign: self.foreign,
+            sizes: self.sizes,
             holder: self.holder,
         }
     }
@@ -292,29 +317,24 @@ impl<F: Family> Parts<F> {
 /// Pick chains that nothing needs any more are left: they do no harm, and kernels before 6.2
 /// refuse to delete a chain in the batch that deletes the last element pointing to it.
 pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F>) -> Delta<F> {
-    let mut delta = Delta::default();
-    let nothing = FamilyRuleset::empty();
-    let current = match observed {
-        Some(observed) if observed.foreign.is_empty() => {
-            if observed.holder == Holder::Gone {
-                delta.table = TableChange::Claim;
-            }
-            &observed.ruleset
-        }
-        Some(_) => {
-            delta.table = TableChange::Recreate;
-            &nothing
-        }
-        None => {
-            delta.table = TableChange::Create;
-            &nothing
-        }
-    };
     let FamilyRuleset {
         skeleton,
         picks,
         elements,
     } = desired;
+    let observed = match observed {
+        Some(observed) if observed.foreign.is_empty() => observed,
+        unusable => {
+            let elements = elements.iter().cloned().collect();
+            let table = TableChange::in_place_of(unusable);
+            return anew(table, skeleton, picks.iter().copied(), elements);
+        }
+    };
+    let mut delta = Delta::default();
+    if observed.holder == Holder::Gone {
+        delta.table = TableChange::Claim;
+    }
+    let current = &observed.ruleset;
     delta.change_skeleton(&current.skeleton, skeleton);
     let spoiled = current.skeleton.spoiled_picks();
     let missing = picks.difference(&current.picks);
@@ -323,6 +343,38 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
     delta.set_picks(spoiled);
     delta.delete_elements = current.elements.difference(elements).cloned().collect();
     delta.add_elements = elements.difference(&current.elements).cloned().collect();
+    let outgrown = if observed.sizes.is_empty() {
+        Sizes::new()
+    } else {
+        outgrown(&observed.sizes, &count(elements))
+    };
+    if !outgrown.is_empty() {
+        let is_in = |element: &&Element<F>| outgrown.contains_key(&element.set());
+        let elements: Vec<_> = elements.iter().filter(is_in).cloned().collect();
+        let skeleton = changed_skeleton(&current.skeleton, skeleton.clone());
+        let picks = picks.union(&current.picks).copied();
+        delta.remake_sets(outgrown, &skeleton, picks, elements);
+    }
+    delta
+}
+
+/// What makes the table. `elements` come in any order.
+pub(crate) fn anew<F: Family>(
+    table: TableChange,
+    skeleton: &Skeleton,
+    picks: impl IntoIterator<Item = Pick>,
+    mut elements: Vec<Element<F>>,
+) -> Delta<F> {
+    let mut delta = Delta {
+        table,
+        sizes: sizes_for(&count(&elements)),
+        ..Delta::default()
+    };
+    delta.change_skeleton(&Skeleton::default(), skeleton);
+    delta.add_picks(picks);
+    // Elements of one set share messages. Within a set their order is of no use to the kernel.
+    elements.sort_by_key(Element::set);
+    delta.add_elements = elements;
     delta
 }
 

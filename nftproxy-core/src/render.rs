@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::compile::Remembered;
-use crate::diff::{Delta, TableChange, diff, for_each_set};
+use crate::diff::{Delta, Sizes, TableChange, diff, for_each_set};
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
@@ -33,6 +33,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     let Delta {
         take_over,
         table,
+        sizes,
         add_sets,
         add_chains,
         set_rules,
@@ -56,14 +57,14 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     }
     match table {
         TableChange::Keep | TableChange::Claim => {}
-        TableChange::Create => create_table::<F>(&at, &mut line),
+        TableChange::Create => create_table::<F>(&at, sizes, &mut line),
         TableChange::Recreate => {
             line(format!("delete table {at}"));
-            create_table::<F>(&at, &mut line);
+            create_table::<F>(&at, sizes, &mut line);
         }
     }
     for set in add_sets {
-        add_set::<F>(&at, *set, &mut line);
+        add_set::<F>(&at, *set, sizes, &mut line);
     }
     for chain in add_chains {
         line(match place.base_chain(*chain) {
@@ -75,10 +76,17 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
             ),
         });
     }
-    for (chain, rules) in set_rules {
-        if !add_chains.contains(chain) {
-            line(format!("flush chain {at} {chain}"));
+    let flushed = set_rules.iter().map(|(chain, _)| chain);
+    for chain in flushed.filter(|chain| !add_chains.contains(chain)) {
+        line(format!("flush chain {at} {chain}"));
+    }
+    if !table.is_new() {
+        for set in sizes.keys().filter(|set| !add_sets.contains(set)) {
+            line(format!("delete {} {at} {set}", kind(&schema(*set))));
+            add_set::<F>(&at, *set, sizes, &mut line);
         }
+    }
+    for (chain, rules) in set_rules {
         for rule in rules {
             line(format!("add rule {at} {chain} {}", rule.text));
         }
@@ -111,18 +119,20 @@ fn expiring<F: Family>(remembered: &Remembered<F>) -> String {
     element.nft().replacen(" : ", &times, 1)
 }
 
-fn create_table<F: Family>(at: &str, line: &mut impl FnMut(String)) {
+fn create_table<F: Family>(at: &str, sizes: &Sizes, line: &mut impl FnMut(String)) {
     line(format!("add table {at} {{ comment \"{TABLE_COMMENT}\"; }}"));
     for set in SetName::ALL {
-        add_set::<F>(at, set, line);
+        add_set::<F>(at, set, sizes, line);
     }
 }
 
-fn add_set<F: Family>(at: &str, set: SetName, line: &mut impl FnMut(String)) {
+fn add_set<F: Family>(at: &str, set: SetName, sizes: &Sizes, line: &mut impl FnMut(String)) {
     let schema = schema(set);
     let kind = kind(&schema);
+    let size = sizes.get(&set);
+    let size = size.map_or_else(String::new, |size| format!(" size {size};"));
     line(format!(
-        "add {kind} {at} {set} {{ {}; }}",
+        "add {kind} {at} {set} {{ {};{size} }}",
         schema.nft::<F>()
     ));
 }

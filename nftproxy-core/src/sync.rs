@@ -15,7 +15,8 @@ use crate::apply::{ApplyError, Committed, Kernel, Refusal, Scope};
 use crate::compile::{
     Changes, Compilation, Features, Leftovers, Note, Remembered, Seeds, skeleton,
 };
-use crate::diff::{Counts, Delta, Holder, Observed, TableChange, changed_skeleton, diff};
+use crate::diff::sizes::{self, Occupancy};
+use crate::diff::{Counts, Delta, Holder, Observed, TableChange, anew, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
@@ -53,6 +54,7 @@ struct Installed<F: Family> {
     skeleton: Skeleton,
     /// Pick chains, needed or not.
     picks: BTreeSet<Pick>,
+    occupancy: Occupancy,
 }
 
 /// What a sync did.
@@ -291,7 +293,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             return self.full(state, node, dirty, Timings::default());
         }
         let start = Instant::now();
-        let changes = self.compile(state, node, dirty, &Seeds::default());
+        let mut changes = Changes::default();
+        self.compile(state, node, dirty, &Seeds::default(), Some(&mut changes));
         let mut delta = self.element_delta(state, node, changes);
         let mut timings = Timings {
             compile: start.elapsed(),
@@ -490,22 +493,18 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             _ => Seeds::default(),
         };
         let dirty = std::mem::take(&mut self.pending);
-        self.compile(state, node, &dirty, &seeds);
+        self.compile(state, node, &dirty, &seeds, None);
         // The next steps need the memory.
         drop(seeds);
         let service_cidrs = state.service_cidrs::<F>();
         let features = self.compilation.features();
-        let desired = self
-            .compilation
-            .ruleset(skeleton::<F>(node, &service_cidrs, &features));
+        let mut skeleton = skeleton::<F>(node, &service_cidrs, &features);
         timings.compile += start.elapsed();
-        let start = Instant::now();
-        let mut delta = diff(observed.as_ref(), &desired);
+        let (mut delta, counts) = self.full_delta(observed.as_ref(), &skeleton, &mut timings);
         if !left_out.is_empty() {
             let is_wanted = |element: &Element<F>| !left_out.contains(&element.identity());
             delta.add_elements.retain(is_wanted);
         }
-        timings.diff += start.elapsed();
         if delta.table == TableChange::Recreate {
             let start = Instant::now();
             delta.remember = self.memory();
@@ -522,11 +521,15 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             let culprit = culprit.and_then(|index| delta.add_elements.get(index).cloned());
             (self.explain(state, error, &delta), culprit)
         })?;
-        let (mut picks, mut skeleton) = (desired.picks, desired.skeleton);
+        let mut picks: BTreeSet<_> = self.compilation.picks().collect();
+        let mut sizes = delta.sizes.clone();
         if let (false, Some(observed)) = (delta.table.is_new(), observed) {
             picks.extend(observed.ruleset.picks);
             picks.extend(observed.ruleset.skeleton.spoiled_picks());
             skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);
+            for (set, size) in observed.sizes {
+                sizes.entry(set).or_insert(size);
+            }
         }
         // Pick chains whose rules were others' are mended, and among the others.
         skeleton
@@ -538,6 +541,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             features,
             skeleton,
             picks,
+            occupancy: Occupancy::new(sizes, counts),
         });
         self.refused.clone_from(refused);
         self.predecessor = None;
@@ -556,6 +560,39 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             is_first,
             ..report
         })
+    }
+
+    /// What makes the whole table out of what was found of it, and how many elements each set has
+    /// then.
+    fn full_delta(
+        &self,
+        observed: Option<&Observed<F>>,
+        skeleton: &Skeleton,
+        timings: &mut Timings,
+    ) -> (Delta<F>, sizes::Counts) {
+        let start = Instant::now();
+        let compiled = |timings: &mut Timings| {
+            timings.compile += start.elapsed();
+            Instant::now()
+        };
+        let (start, result) = match observed {
+            Some(observed) if observed.foreign.is_empty() => {
+                let desired = self.compilation.ruleset(skeleton.clone());
+                let start = compiled(timings);
+                let delta = diff(Some(observed), &desired);
+                (start, (delta, sizes::count(&desired.elements)))
+            }
+            unusable => {
+                let elements = self.compilation.elements();
+                let start = compiled(timings);
+                let counts = sizes::count(&elements);
+                let table = TableChange::in_place_of(unusable);
+                let picks = self.compilation.picks();
+                (start, (anew(table, skeleton, picks, elements), counts))
+            }
+        };
+        timings.diff += start.elapsed();
+        result
     }
 
     /// Commits a delta. If an endpoint went that clients may be remembered for, they are forgotten
@@ -654,27 +691,28 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         node: &Node,
         dirty: &BTreeSet<ServiceName>,
         seeds: &Seeds<F>,
-    ) -> Changes<F> {
+        changes: Option<&mut Changes<F>>,
+    ) {
         let all_depend_on = |node: &Node| {
             let Node { zone, ips, .. } = node;
             (zone.clone(), ips.clone(), node.masquerade_mark.is_none())
         };
-        let changes = if self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node))
-        {
-            self.compilation.update(state, node, dirty, seeds)
+        let all;
+        let is_same = self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node));
+        let dirty = if is_same {
+            dirty
         } else {
-            let all = state
-                .services()
-                .map(|service| &service.name)
-                .chain(dirty)
-                .cloned()
-                .collect();
-            self.compilation.update(state, node, &all, seeds)
+            let services = state.services().map(|service| &service.name);
+            all = services.chain(dirty).cloned().collect();
+            &all
         };
+        match changes {
+            Some(changes) => *changes = self.compilation.update(state, node, dirty, seeds),
+            None => self.compilation.update_unseen(state, node, dirty, seeds),
+        }
         if self.compiled_for.as_ref() != Some(node) {
             self.compiled_for = Some(node.clone());
         }
-        changes
     }
 
     /// The delta of an ordinary sync. What it assumes to be installed is taken as installed, as a
@@ -710,6 +748,14 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             installed.node = node.clone();
             installed.service_cidrs = service_cidrs;
             installed.features = features;
+        }
+        let occupancy = &mut installed.occupancy;
+        let outgrown = occupancy.change(&delta.delete_elements, &delta.add_elements);
+        if !outgrown.is_empty() {
+            let is_in = |element: &Element<F>| outgrown.contains_key(&element.set());
+            let elements = self.compilation.elements_that(is_in);
+            let picks = installed.picks.iter().copied();
+            delta.remake_sets(outgrown, &installed.skeleton, picks, elements);
         }
         // Elements of one set share a message.
         delta.delete_elements.sort();

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use common::{both, mk_endpoint, mk_node, mk_service, mk_slice, service_name, slice_name};
 use nftproxy_core::apply::fake::FakeKernel;
@@ -172,6 +172,51 @@ fn an_endpoint_of_a_service_with_every_kind_of_address() {
         let replaced = lab.cost_of(|state| state.apply_slice(web_slice(1..=endpoints + 1)));
         assert_eq!(replaced, elements(4, 4), "{size:?}");
     }
+}
+
+/// A map that is full is made anew, twice as large, which is so seldom that it hardly counts.
+#[test]
+fn full_maps_are_made_anew_and_remember_what_they_remembered() {
+    let mut lab = Lab::new((1_000, 1), web());
+    let sizes = |lab: &Lab| lab.syncer.kernel().sizes();
+    let at_first = BTreeMap::from([
+        (SetName::ClusterIps, 2_048),
+        (SetName::Services, 2_048),
+        (SetName::Endpoints, 4_096),
+    ]);
+    assert_eq!(sizes(&lab), at_first);
+    let mut sent = Counts::default();
+    for n in 0..4_000 {
+        let name = format!("more-{n}");
+        let cluster_ip = format!("10.97.{}.{}", n / 250, 1 + n % 250);
+        let counts = lab.cost_of(|state| {
+            state.apply_service(mk_service(&name, &cluster_ip, &["80/tcp"]));
+            state.apply_slice(mk_slice::<V4>(&name, &name, &["8080/tcp"], &[&endpoint(n)]));
+        });
+        // Those that use the map have their rules anew.
+        assert!(counts.rules < 10, "{counts:?}");
+        sent.added_elements += counts.added_elements;
+        sent.deleted_elements += counts.deleted_elements;
+    }
+    let at_last = BTreeMap::from([
+        (SetName::ClusterIps, 8_192),
+        (SetName::Services, 8_192),
+        (SetName::Endpoints, 8_192),
+    ]);
+    assert_eq!(sizes(&lab), at_last);
+    assert_eq!(sent.deleted_elements, 0);
+    // Three for each Service, and twice as much again for what was sent once more.
+    assert!(sent.added_elements < 3 * 3 * 4_000, "{sent:?}");
+    let Lab {
+        state,
+        node,
+        syncer,
+    } = &lab;
+    assert_eq!(
+        syncer.kernel().ruleset().unwrap().elements,
+        compile(state, node).v4.elements
+    );
+    assert_eq!(syncer.kernel().lists, 1);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use nftproxy_core::diff::{Delta, Holder, Observed, diff};
+use nftproxy_core::diff::{Delta, Holder, Observed, Sizes, diff};
 use nftproxy_core::inspect::{Desired, OfFamily, ServiceChange, canonical, changes};
 use nftproxy_core::listing::Listing;
 use nftproxy_core::model::{Family, IpFamily, V4, V6};
@@ -196,6 +196,7 @@ fn observed<F: Family>(ruleset: FamilyRuleset<F>) -> Observed<F> {
     Observed {
         ruleset,
         foreign: Vec::new(),
+        sizes: Sizes::new(),
         holder: Holder::Nobody,
     }
 }

@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
 use nftproxy_core::compile::{Changes, Compilation, Seeds, compile};
-use nftproxy_core::diff::{Delta, Holder, Observed, diff};
+use nftproxy_core::diff::{Delta, Holder, Observed, Sizes, diff};
 use nftproxy_core::model::{
     ClusterIps, Endpoint, EndpointSlice, Locality, Node, PortName, Protocol, Service, ServiceName,
     ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4,
@@ -95,6 +95,7 @@ pub(crate) fn observed(ruleset: FamilyRuleset<V4>) -> Observed<V4> {
     Observed {
         ruleset,
         foreign: Vec::new(),
+        sizes: Sizes::new(),
         holder: Holder::Nobody,
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{ApplyError, Committed, Kernel, Operation, Refusal, Scope, Verb};
 use crate::compile::{Learned, Remembered, pick_rules};
-use crate::diff::{Counts, Delta, Holder, Observed, TableChange};
+use crate::diff::{Counts, Delta, Holder, Observed, Sizes, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::expr::Expr;
@@ -41,6 +41,7 @@ pub struct FakeKernel<F: Family> {
 #[derive(Debug, Clone)]
 struct Table<F: Family> {
     sets: BTreeSet<SetName>,
+    sizes: Sizes,
     chains: BTreeMap<ChainName, Vec<Rule>>,
     elements: BTreeMap<(SetName, Key<F>), Element<F>>,
     affinity: BTreeMap<(SetName, Key<F>), Element<F>>,
@@ -101,6 +102,12 @@ impl<F: Family> FakeKernel<F> {
         self.generation += 1;
     }
 
+    /// How many elements sets take at most, of those that have a size.
+    pub fn sizes(&self) -> Sizes {
+        let table = self.table.as_ref();
+        table.map(|table| table.sizes.clone()).unwrap_or_default()
+    }
+
     /// The table as a ruleset.
     pub fn ruleset(&self) -> Option<FamilyRuleset<F>> {
         let table = self.table.as_ref()?;
@@ -135,12 +142,14 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
         Ok(self.ruleset().map(|ruleset| Observed {
             ruleset,
             foreign: self.foreign.iter().cloned().collect(),
+            sizes: self.sizes(),
             holder: Holder::Nobody,
         }))
     }
 
     fn list_part(&mut self, scope: &Scope) -> Result<Option<Observed<F>>, ApplyError> {
         self.partial_lists += 1;
+        let sizes = self.sizes();
         Ok(self.ruleset().map(|mut ruleset| {
             let mut scratch = Vec::new();
             let elements = &mut ruleset.elements;
@@ -148,6 +157,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             Observed {
                 ruleset,
                 foreign: self.foreign.iter().cloned().collect(),
+                sizes,
                 holder: Holder::Nobody,
             }
         }))
@@ -212,7 +222,9 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
 
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
+const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
+const ENFILE: i32 = 23;
 
 fn refused<F: Family>(operation: Operation, errno: i32) -> ApplyError {
     ApplyError::Refused(Box::new(Refusal {
@@ -238,6 +250,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
     let Delta {
         take_over: _,
         table: change,
+        sizes,
         add_sets,
         add_chains,
         set_rules,
@@ -249,6 +262,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
     } = delta;
     let empty = || Table {
         sets: BTreeSet::new(),
+        sizes: Sizes::new(),
         chains: BTreeMap::new(),
         elements: BTreeMap::new(),
         affinity: BTreeMap::new(),
@@ -271,11 +285,22 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
             return Err(refused::<F>(Operation::Chain(Verb::Add, *chain), EEXIST));
         }
     }
-    for (chain, rules) in set_rules {
+    for (chain, _) in set_rules {
         let Some(current) = table.chains.get_mut(chain) else {
             return Err(refused::<F>(Operation::Chain(Verb::Flush, *chain), ENOENT));
         };
-        current.clone_from(rules);
+        current.clear();
+    }
+    for (set, size) in sizes {
+        let rules = table.chains.values().flatten();
+        if rules.flat_map(Rule::sets).any(|used| used == *set) {
+            return Err(refused::<F>(Operation::Set(*set), EBUSY));
+        }
+        table.elements.retain(|(of, _), _| of != set);
+        table.sizes.insert(*set, *size);
+    }
+    for (chain, rules) in set_rules {
+        table.chains.insert(*chain, rules.clone());
     }
     for element in forget {
         table.affinity.remove(&element.identity());
@@ -292,6 +317,12 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
             .is_some()
         {
             return Err(refused::<F>(element(Verb::Add, come), EEXIST));
+        }
+    }
+    for (set, size) in &table.sizes {
+        let n = table.elements.keys().filter(|(of, _)| of == set).count();
+        if n > *size as usize {
+            return Err(refused::<F>(Operation::Set(*set), ENFILE));
         }
     }
     for remembered in remember {

@@ -25,6 +25,16 @@ pub(super) struct Turnover<T> {
     pub(super) gone: Vec<T>,
 }
 
+impl<T> Turnover<T> {
+    /// The same of what each thing is to be.
+    pub(super) fn map<U>(self, f: impl Fn(T) -> U) -> Turnover<U> {
+        Turnover {
+            come: self.come.into_iter().map(&f).collect(),
+            gone: self.gone.into_iter().map(f).collect(),
+        }
+    }
+}
+
 impl<T: Ord + Copy> Counted<T> {
     pub(super) fn add(&mut self, thing: T) {
         let count = self.counts.entry(thing).or_default();

@@ -29,7 +29,7 @@ use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
 use crate::ruleset::{Comment, FamilyRuleset, Skeleton};
 use affinity::forgets;
-use counted::Counted;
+use counted::{Counted, Turnover};
 use port::PortRules;
 
 pub use claims::{Claim, ClaimKind, Claims, claims_of};
@@ -230,6 +230,30 @@ impl<F: Family> Compilation<F> {
         dirty: &BTreeSet<ServiceName>,
         seeds: &Seeds<F>,
     ) -> Changes<F> {
+        let mut changes = Changes::default();
+        self.update_into(state, node, dirty, seeds, Some(&mut changes));
+        changes
+    }
+
+    /// The same for when nobody asks what changes, as everything is going to be compared.
+    pub(crate) fn update_unseen(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+        seeds: &Seeds<F>,
+    ) {
+        self.update_into(state, node, dirty, seeds, None);
+    }
+
+    fn update_into(
+        &mut self,
+        state: &State,
+        node: &Node,
+        dirty: &BTreeSet<ServiceName>,
+        seeds: &Seeds<F>,
+        mut changes: Option<&mut Changes<F>>,
+    ) {
         // Services that win or lose by what dirty ones claim.
         let mut affected = BTreeSet::new();
         let mut node_ports = BTreeSet::new();
@@ -237,32 +261,20 @@ impl<F: Family> Compilation<F> {
             self.update_claims(name, state.service(name), &mut affected, &mut node_ports);
         }
         self.update_sticky_node_ports(state, &node_ports, &mut affected);
-        let mut changes = Changes {
-            delete: Vec::new(),
-            add: Vec::new(),
-        };
         for name in dirty.union(&affected) {
-            self.update_service(name, state, node, seeds, &mut changes);
+            self.update_service(name, state, node, seeds, changes.as_deref_mut());
         }
-
-        let cluster_ips = self.cluster_ips.drain();
-        changes
-            .delete
-            .extend(cluster_ips.gone.into_iter().map(Element::cluster_ip));
-        changes
-            .add
-            .extend(cluster_ips.come.into_iter().map(Element::cluster_ip));
-        let hairpin = self.hairpin.drain();
-        changes
-            .delete
-            .extend(hairpin.gone.into_iter().map(Element::hairpin));
-        changes
-            .add
-            .extend(hairpin.come.into_iter().map(Element::hairpin));
-        self.update_node_port_ips(node, &mut changes);
+        let cluster_ips = self.cluster_ips.drain().map(Element::cluster_ip);
+        let hairpin = self.hairpin.drain().map(Element::hairpin);
+        let node_port_ips = self.update_node_port_ips(node).map(Element::node_port_ip);
+        if let Some(changes) = changes {
+            for Turnover { come, gone } in [cluster_ips, hairpin, node_port_ips] {
+                changes.delete.extend(gone);
+                changes.add.extend(come);
+            }
+        }
         // Their chains come and go by themselves.
         self.affinity_timeouts.drain();
-        changes
     }
 
     /// Which optional chains the elements need.
@@ -297,8 +309,8 @@ impl<F: Family> Compilation<F> {
         }
     }
 
-    /// All elements.
-    fn elements(&self) -> Vec<Element<F>> {
+    /// All elements, in no order that matters.
+    pub(crate) fn elements(&self) -> Vec<Element<F>> {
         let (mut delete, mut elements) = (Vec::new(), Vec::new());
         for rules in self.ports() {
             port::diff(None, Some(rules), &mut delete, &mut elements);
@@ -413,7 +425,7 @@ impl<F: Family> Compilation<F> {
         state: &State,
         node: &Node,
         seeds: &Seeds<F>,
-        changes: &mut Changes<F>,
+        mut changes: Option<&mut Changes<F>>,
     ) {
         let (service, slices) = state.service_and_slices(name);
         let mut notes = BTreeSet::new();
@@ -465,13 +477,17 @@ impl<F: Family> Compilation<F> {
             let (rules, serving) =
                 self.port_rules(&source, port, comment, routes, old.as_ref(), seeds);
             self.note_stale_flows(old.as_ref(), Some((&rules, &serving)));
-            changes.replace(old.as_ref(), Some(&rules));
+            if let Some(changes) = &mut changes {
+                changes.replace(old.as_ref(), Some(&rules));
+            }
             self.is_affinity_stale |= forgets(old.as_ref(), Some(&rules));
             self.count(old.as_ref(), Some(&rules));
             ports.push(rules);
         }
         for old in &old_ports {
-            changes.replace(Some(old), None);
+            if let Some(changes) = &mut changes {
+                changes.replace(Some(old), None);
+            }
             self.note_stale_flows(Some(old), None);
             self.is_affinity_stale |= forgets(Some(old), None);
             self.count(Some(old), None);
@@ -580,7 +596,7 @@ impl<F: Family> Compilation<F> {
         }
     }
 
-    fn update_node_port_ips(&mut self, node: &Node, changes: &mut Changes<F>) {
+    fn update_node_port_ips(&mut self, node: &Node) -> Turnover<F::Address> {
         let wanted: BTreeSet<_> = match node.node_port_addresses::<F>() {
             NodePortAddresses::All => BTreeSet::new(),
             NodePortAddresses::Only(ips) => ips
@@ -590,18 +606,21 @@ impl<F: Family> Compilation<F> {
                 .filter_map(F::address)
                 .collect(),
         };
-        let gone = self
-            .node_port_ips
-            .difference(&wanted)
-            .copied()
-            .map(Element::node_port_ip);
-        changes.delete.extend(gone);
-        let come = wanted
-            .difference(&self.node_port_ips)
-            .copied()
-            .map(Element::node_port_ip);
-        changes.add.extend(come);
+        let turnover = Turnover {
+            come: wanted.difference(&self.node_port_ips).copied().collect(),
+            gone: self.node_port_ips.difference(&wanted).copied().collect(),
+        };
         self.node_port_ips = wanted;
+        turnover
+    }
+}
+
+impl<F: Family> Default for Changes<F> {
+    fn default() -> Self {
+        Self {
+            delete: Vec::new(),
+            add: Vec::new(),
+        }
     }
 }
 

@@ -49,6 +49,9 @@ impl<F: Family> Sink for Ours<'_, F> {
         };
         if is_as_ours::<F>(name, set) {
             self.parts.sets.insert(name);
+            if let Some(size) = set.size.filter(|_| !schema(name).is_dynamic()) {
+                self.parts.sizes.insert(name, size);
+            }
         } else {
             self.foreign(format!("set {name} of another type"));
         }

@@ -90,6 +90,16 @@ impl Rule {
             exprs,
         }
     }
+
+    /// The sets and maps that it uses.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = SetName> {
+        self.exprs.iter().filter_map(|expr| match expr {
+            Expr::Lookup { set, .. }
+            | Expr::LookupAbsent { set, .. }
+            | Expr::Update { set, .. } => Some(*set),
+            _ => None,
+        })
+    }
 }
 
 /// Rules are equal if the kernel does the same; the text only explains.

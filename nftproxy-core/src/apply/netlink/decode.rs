@@ -126,6 +126,11 @@ impl<'a, F: Family> Decoder<'a, F> {
             return None;
         }
         self.parts.sets.insert(set);
+        let description = find(message, NFTA_SET_DESC).unwrap_or_default();
+        let size = find(description, NFTA_SET_DESC_SIZE).and_then(be32);
+        if let Some(size) = size.filter(|_| !schema.is_dynamic()) {
+            self.parts.sizes.insert(set, size);
+        }
         Some(set)
     }
 

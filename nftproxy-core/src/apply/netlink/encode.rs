@@ -5,6 +5,7 @@
 
 mod take_over;
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 
 use nftnl::nftnl_sys as sys;
@@ -17,7 +18,7 @@ use super::ffi::{self, Expression, Message, Writer};
 use super::hold::HELD;
 use super::{nfproto, userdata};
 use crate::apply::{Operation as Asked, Verb};
-use crate::diff::{Delta, TableChange, for_each_set};
+use crate::diff::{Delta, Sizes, TableChange, for_each_set};
 use crate::model::{EndpointAddress, Family, IpFamily};
 use crate::ruleset::element::{Data, Element, write_port};
 use crate::ruleset::expr::{
@@ -319,6 +320,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         let Delta {
             take_over,
             table,
+            sizes,
             add_sets,
             add_chains,
             set_rules,
@@ -334,7 +336,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         match table {
             TableChange::Keep => {}
             TableChange::Claim => self.claim_table(),
-            TableChange::Create => self.create_table(),
+            TableChange::Create => self.create_table(sizes),
             TableChange::Recreate => {
                 self.message(
                     NFT_MSG_DELTABLE,
@@ -342,19 +344,29 @@ impl<'a, F: Family> Encoder<'a, F> {
                     &self.bare_table(),
                     Operation::Table(Verb::Delete),
                 );
-                self.create_table();
+                self.create_table(sizes);
             }
         }
-        for (id, set) in (SetName::ALL.len() as u32 + 1..).zip(add_sets) {
-            self.add_set(*set, id);
+        let mut ids = SetName::ALL.len() as u32 + 1..;
+        for (set, id) in add_sets.iter().zip(&mut ids) {
+            self.add_set(*set, id, sizes.get(set).copied());
         }
         for chain in add_chains {
             self.add_chain(*chain);
         }
-        for (chain, rules) in set_rules {
-            if !add_chains.contains(chain) {
-                self.flush_chain(*chain);
+        let new: BTreeSet<_> = add_chains.iter().collect();
+        let flushed = set_rules.iter().map(|(chain, _)| chain);
+        for chain in flushed.filter(|chain| !new.contains(chain)) {
+            self.flush_chain(*chain);
+        }
+        if !table.is_new() {
+            let remade = sizes.iter().filter(|(set, _)| !add_sets.contains(set));
+            for ((set, size), id) in remade.zip(&mut ids) {
+                self.delete_set(*set);
+                self.add_set(*set, id, Some(*size));
             }
+        }
+        for (chain, rules) in set_rules {
             for rule in rules {
                 self.add_rule(*chain, rule);
             }
@@ -384,7 +396,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         }
     }
 
-    fn create_table(&mut self) {
+    fn create_table(&mut self, sizes: &Sizes) {
         let mut table = self.bare_table();
         table.bytes(sys::NFTNL_TABLE_USERDATA, &userdata::comment(TABLE_COMMENT));
         if self.holds {
@@ -397,16 +409,26 @@ impl<'a, F: Family> Encoder<'a, F> {
             Operation::Table(Verb::Add),
         );
         for (id, set) in (1..).zip(SetName::ALL) {
-            self.add_set(set, id);
+            self.add_set(set, id, sizes.get(&set).copied());
         }
     }
 
-    pub(super) fn add_set(&mut self, set: SetName, id: u32) {
-        let schema = schema(set);
+    fn named_set(&self, set: SetName) -> ffi::Set {
         let mut object = ffi::Set::new();
         object.str(sys::NFTNL_SET_TABLE, self.table.name());
         object.str(sys::NFTNL_SET_NAME, set.as_str());
         object.u32(sys::NFTNL_SET_FAMILY, nfproto(F::FAMILY).into());
+        object
+    }
+
+    fn delete_set(&mut self, set: SetName) {
+        let object = self.named_set(set);
+        self.message(NFT_MSG_DELSET, 0, &object, Operation::Set(set));
+    }
+
+    pub(super) fn add_set(&mut self, set: SetName, id: u32, size: Option<u32>) {
+        let schema = schema(set);
+        let mut object = self.named_set(set);
         object.u32(sys::NFTNL_SET_ID, id);
         object.u32(sys::NFTNL_SET_KEY_TYPE, fields_type::<F>(schema.key));
         object.u32(sys::NFTNL_SET_KEY_LEN, schema.key_len::<F>() as u32);
@@ -419,8 +441,9 @@ impl<'a, F: Family> Encoder<'a, F> {
                 .collect();
             object.bytes(sys::NFTNL_SET_DESC_CONCAT, &lengths);
         }
-        if schema.is_dynamic() {
-            object.u32(sys::NFTNL_SET_DESC_SIZE, AFFINITY_MAX_CLIENTS);
+        let affinity = schema.is_dynamic().then_some(AFFINITY_MAX_CLIENTS);
+        if let Some(size) = size.or(affinity) {
+            object.u32(sys::NFTNL_SET_DESC_SIZE, size);
         }
         if let Some(data_type) = data_type::<F>(schema.data) {
             object.u32(sys::NFTNL_SET_DATA_TYPE, data_type);

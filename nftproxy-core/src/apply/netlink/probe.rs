@@ -121,7 +121,7 @@ impl Netlink {
         let mut encoder = Encoder::<F>::new(&scratch, true);
         encoder.begin();
         encoder.add_dormant_table();
-        encoder.add_set(SetName::ClusterIps, 1);
+        encoder.add_set(SetName::ClusterIps, 1, None);
         let address = F::read_address(&vec![0; F::ADDRESS_LEN]);
         let elements: Vec<_> = address.map(Element::cluster_ip).into_iter().collect();
         encoder.elements(Verb::Forget, NFT_MSG_DESTROYSETELEM, 0, &elements);
@@ -155,7 +155,7 @@ fn try_family<'a, F: Family>(
     encoder.add_dormant_table();
     for (id, set) in (1..).zip(SetName::ALL) {
         note(&encoder, Part::Sets);
-        encoder.add_set(set, id);
+        encoder.add_set(set, id, None);
     }
     for chain in ChainName::FIXED {
         if base_chain(chain).is_some() {
