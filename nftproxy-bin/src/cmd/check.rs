@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::args::{CheckArgs, OutputFormat};
+use super::args::{CheckArgs, NodeFlags, OutputFormat};
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
 
@@ -26,6 +26,8 @@ pub(crate) fn run(args: &CheckArgs, settings: &Settings) -> anyhow::Result<ExitC
         families,
         mut findings,
     } = check::kernel(settings);
+    let node = super::node_info(&NodeFlags::default());
+    findings.extend(check::Families::new(settings, &families).findings(&node));
     findings.extend(check::surroundings(settings, &families));
     findings.extend(check::ports(settings));
     // Notes are no more than that.

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::args::{DesiredFlags, NodeFlags, ObservedFlags};
 use crate::config::Settings;
+use crate::daemon::node::{self, NodeSettings};
 use crate::source::once::{self, Snapshot};
 
 /// What the cluster asks for, and what this node is.
@@ -93,7 +94,7 @@ pub(crate) fn complete(
     let local = interfaces.unwrap_or_else(|| info.ips.clone());
     Cluster {
         state: snapshot.state,
-        node: crate::daemon::node::node(&super::node_settings(settings), &info, &local),
+        node: node::node(&NodeSettings::new(settings), &info, &local),
         places: snapshot.places,
         local,
     }

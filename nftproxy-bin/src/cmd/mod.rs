@@ -25,8 +25,6 @@ use nftproxy_core::host;
 use nftproxy_core::model::NodeInfo;
 
 use crate::config::Settings;
-use crate::daemon::node::NodeSettings;
-pub(crate) use crate::daemon::run_loop::NODE_PATIENCE;
 use args::NodeFlags;
 
 /// The name of this node: as configured, else this host's.
@@ -36,16 +34,6 @@ fn node_name(settings: &Settings) -> anyhow::Result<String> {
     }
     let name = nix::unistd::gethostname().context("asking for this host's name")?;
     Ok(name.to_string_lossy().trim().to_lowercase())
-}
-
-fn node_settings(settings: &Settings) -> NodeSettings {
-    NodeSettings {
-        bind_address: settings.bind_address,
-        detect_local: settings.detect_local.clone(),
-        node_port_addresses: settings.node_port_addresses.clone(),
-        masquerade_bit: settings.masquerade_bit,
-        masquerade_all: settings.masquerade_all,
-    }
 }
 
 /// What is known of this node without a Node object: what the command line says, else what the

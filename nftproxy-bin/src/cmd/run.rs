@@ -28,9 +28,9 @@ use crate::daemon::http::health::Health;
 use crate::daemon::http::metrics::Pages;
 use crate::daemon::http::{self, Failed, Server};
 use crate::daemon::logging::Levels;
-use crate::daemon::node::ThisNode;
+use crate::daemon::node::{NodeSettings, ThisNode};
 use crate::daemon::notify::{STOPPING, notify};
-use crate::daemon::run_loop::{Followers, NODE_PATIENCE, Proxy};
+use crate::daemon::run_loop::{Followers, Proxy};
 use crate::daemon::shadow::{self, Shadow};
 use crate::daemon::standing::Standing;
 use crate::daemon::tally::Tally;
@@ -127,22 +127,25 @@ where
         );
         let mark = format!("{:#010x}", 1_u32 << settings.masquerade_bit);
         debug!(mark, "Using nftables mark for masquerade");
-        if families.len() > 1 {
-            info!("kube-proxy running in dual-stack mode");
-        }
         let metrics = Metrics::new(&families, &settings.feature_gates.list());
         let node_info = args
             .manifests
             .is_some()
             .then(|| super::node_info(&args.node));
         let expects_node = node_info.is_none();
-        let this_node = ThisNode::new(super::node_settings(settings), node_info, host::addresses);
+        let this_node = ThisNode::new(
+            node_name.clone(),
+            NodeSettings::new(settings),
+            check::Families::new(settings, &families),
+            node_info,
+            host::addresses,
+        );
         let takes_over = !is_dry && args.take_over.unwrap_or(expects_node);
         let predecessor = takes_over
             .then(|| Table::new(KUBE_PROXY_TABLE, 0))
             .transpose()
             .context("naming kube-proxy's table")?;
-        let options = options(&this_node, expects_node, predecessor, is_dry, settings);
+        let options = options(&this_node, predecessor, is_dry, settings);
         let engine = Engine::new(kernels, options, Instant::now());
         let standing = Standing::new(engine.health().clone(), &families, expects_node);
         let standing = Arc::new(standing);
@@ -210,7 +213,7 @@ where
                 return Err(failed.into());
             }
             result = stopped => {
-                return result.context("the proxy's loop has ended")?.context("syncing the rules");
+                return result.context("the proxy's loop has ended")?;
             }
         }
         notify(STOPPING);
@@ -284,16 +287,10 @@ fn idle_followers() -> Followers {
 
 fn options(
     this_node: &ThisNode,
-    expects_node: bool,
     takes_over: Option<Table>,
     is_dry: bool,
     settings: &Settings,
 ) -> Options {
-    let node_patience = if expects_node {
-        NODE_PATIENCE
-    } else {
-        Duration::ZERO
-    };
     let flows = if is_dry {
         FlowOption::Ignore
     } else {
@@ -301,7 +298,7 @@ fn options(
     };
     Options {
         node: this_node.node(),
-        node_patience,
+        node_patience: this_node.patience(),
         pace: Pace {
             min_sync_period: settings.min_sync_period,
             sync_period: settings.sync_period,

@@ -28,12 +28,12 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use nftproxy_core::model::InterfaceName;
+use nftproxy_core::model::{InterfaceName, IpFamily, NodeInfo};
 
 pub(crate) use self::decode::DecodeError;
 pub(crate) use self::features::FeatureGates;
@@ -91,6 +91,18 @@ pub(crate) struct Settings {
     pub(crate) flags: BTreeMap<&'static str, String>,
     /// What the operator should be told once logging is set up.
     pub(crate) warnings: Vec<String>,
+}
+
+/// The node's address in a family: a bind address of that family counts for it, and where none is
+/// known, loopback is assumed.
+pub(crate) fn node_ip(bind_address: IpAddr, node: &NodeInfo, family: IpFamily) -> IpAddr {
+    if IpFamily::of(bind_address) == family && !bind_address.is_unspecified() {
+        return bind_address;
+    }
+    node.ip(family).unwrap_or(match family {
+        IpFamily::V4 => Ipv4Addr::LOCALHOST.into(),
+        IpFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+    })
 }
 
 /// How traffic from pods of this node is recognised.

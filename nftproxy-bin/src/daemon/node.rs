@@ -3,13 +3,20 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nftproxy_core::engine;
 use nftproxy_core::model::{self, IpFamily, NodeInfo, NodePortAddresses};
-use tracing::{info, warn};
+use tracing::{debug, error, info, warn};
 
+use crate::check::{self, Families, Unfit};
 use crate::config;
+
+/// How long to wait for the Node object and its addresses, once all else is there.
+pub(crate) const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// How much longer to wait for its pod CIDRs, where these tell pods.
+const POD_CIDR_PATIENCE: Duration = Duration::from_secs(300);
 
 /// The settings that decide what the node is to the rules.
 #[derive(Debug, Clone)]
@@ -21,9 +28,42 @@ pub(crate) struct NodeSettings {
     pub(crate) masquerade_all: bool,
 }
 
+impl NodeSettings {
+    pub(crate) fn new(settings: &config::Settings) -> Self {
+        Self {
+            bind_address: settings.bind_address,
+            detect_local: settings.detect_local.clone(),
+            node_port_addresses: settings.node_port_addresses.clone(),
+            masquerade_bit: settings.masquerade_bit,
+            masquerade_all: settings.masquerade_all,
+        }
+    }
+}
+
+/// What the Node object was waited for, and has not come.
+enum Lack {
+    Node,
+    Ips,
+    /// Of a node whose pods these tell.
+    PodCidrs,
+}
+
+/// Why there is no proxy of this node, in kube-proxy's words.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UnfitNode {
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    #[error("timeout waiting for node {0:?} to exist")]
+    NoNode(String),
+    #[error("timeout waiting for PodCIDR allocation on node {0:?}")]
+    NoPodCidrs(String),
+}
+
 /// What is known of this node, and the [`model::Node`] that follows.
 pub(crate) struct ThisNode {
+    name: String,
     settings: NodeSettings,
+    families: Families,
     /// `None` until it is known.
     info: Option<NodeInfo>,
     /// Whether a Node object is to come.
@@ -36,12 +76,16 @@ pub(crate) struct ThisNode {
 impl ThisNode {
     /// `info` is given where no Node object will come.
     pub(crate) fn new(
+        name: String,
         settings: NodeSettings,
+        families: Families,
         info: Option<NodeInfo>,
         interface_ips: fn() -> io::Result<Vec<IpAddr>>,
     ) -> Self {
         let mut this = Self {
+            name,
             settings,
+            families,
             is_expected: info.is_none(),
             info,
             interface_ips,
@@ -87,14 +131,100 @@ impl ThisNode {
         true
     }
 
-    /// What the node was waited for, if it still lacks that.
-    pub(crate) fn lacks(&self) -> Option<&'static str> {
+    /// How long to wait for what is expected of the Node object.
+    pub(crate) fn patience(&self) -> Duration {
+        match (self.is_expected, &self.settings.detect_local) {
+            (false, _) => Duration::ZERO,
+            (true, config::DetectLocal::NodeCidr) => NODE_PATIENCE + POD_CIDR_PATIENCE,
+            (true, _) => NODE_PATIENCE,
+        }
+    }
+
+    /// Whether there is nothing left to wait for.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.lacks().is_none()
+    }
+
+    fn lacks(&self) -> Option<Lack> {
+        let is_by_node = self.settings.detect_local == config::DetectLocal::NodeCidr;
         match &self.info {
-            None => Some("to exist"),
-            Some(_) if !self.is_expected => None,
-            Some(info) if info.ips.is_empty() => Some("to be assigned IPs"),
+            _ if !self.is_expected => None,
+            None => Some(Lack::Node),
+            Some(info) if is_by_node && info.pod_cidrs.is_empty() => Some(Lack::PodCidrs),
+            Some(info) if info.ips.is_empty() => Some(Lack::Ips),
             Some(_) => None,
         }
+    }
+
+    /// Looks whether the proxy can be of use here, with what is known now; what is wrong, and is no
+    /// reason to end, is logged.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot, or there is no way to tell the node's pods.
+    pub(crate) fn judge(&self) -> Result<(), UnfitNode> {
+        let is_by_node = self.settings.detect_local == config::DetectLocal::NodeCidr;
+        match self.lacks() {
+            Some(Lack::Node) if is_by_node => return Err(UnfitNode::NoNode(self.name.clone())),
+            Some(Lack::PodCidrs) => return Err(UnfitNode::NoPodCidrs(self.name.clone())),
+            Some(Lack::Node) => error!("Timed out waiting for node to exist; going on without"),
+            Some(Lack::Ips) => {
+                error!("Timed out waiting for node to be assigned IPs; going on without");
+            }
+            None => {}
+        }
+        let unknown = NodeInfo::default();
+        let info = self.info.as_ref().unwrap_or(&unknown);
+        let primary = self.families.primary(info);
+        if config::node_ip(self.settings.bind_address, info, primary).is_loopback() {
+            info!(
+                "Can't determine this node's IP, assuming loopback; if this is incorrect, please \
+                 set the --bind-address flag"
+            );
+        }
+        let problems = self.families.judge(info)?;
+        if self.families.is_dual_stack() {
+            info!("primary ipFamily" = %primary, "kube-proxy running in dual-stack mode");
+        } else {
+            info!(ipFamily = %primary, "kube-proxy running in single-stack mode");
+        }
+        if !problems.is_empty() {
+            error!(err = check::list(&problems), "{}", check::INCOMPLETE);
+        }
+        self.log_detection(info, primary);
+        Ok(())
+    }
+
+    fn log_detection(&self, info: &NodeInfo, primary: IpFamily) {
+        let has_primary = |cidrs: &[IpNet]| {
+            let mut cidrs = cidrs.iter();
+            cidrs.any(|cidr| IpFamily::of(cidr.addr()) == primary)
+        };
+        let mode = match &self.settings.detect_local {
+            config::DetectLocal::ClusterCidr(cidrs) => {
+                if !has_primary(cidrs) {
+                    info!(
+                        ipFamily = %primary, clusterCIDRs = ?cidrs,
+                        "Detect-local-mode set to ClusterCIDR, but no cluster CIDR specified for \
+                         primary IP family"
+                    );
+                }
+                "ClusterCIDR"
+            }
+            config::DetectLocal::NodeCidr => {
+                if !has_primary(&info.pod_cidrs) {
+                    info!(
+                        ipFamily = %primary, podCIDRs = ?info.pod_cidrs,
+                        "Detect-local-mode set to NodeCIDR, but no PodCIDR defined at node for \
+                         primary IP family"
+                    );
+                }
+                "NodeCIDR"
+            }
+            config::DetectLocal::BridgeInterface(_) => "BridgeInterface",
+            config::DetectLocal::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        };
+        debug!(localDetectMode = mode, "DetectLocalMode");
     }
 
     /// What the engine is to be told of this host's addresses.
@@ -102,10 +232,9 @@ impl ThisNode {
         engine::Event::LocalAddressesChanged(self.local_ips.clone())
     }
 
-    /// What the engine is to be told of the node. An object without addresses may still get some.
+    /// What the engine is to be told of the node. An object that lacks something may still get it.
     pub(crate) fn event(&self) -> engine::Event {
-        let is_known = self.info.as_ref().is_some_and(|info| !info.ips.is_empty());
-        if is_known {
+        if self.is_complete() {
             engine::Event::NodeChanged(self.node())
         } else {
             engine::Event::NodeGuessed(self.node())
@@ -136,7 +265,7 @@ pub(crate) fn node(
         node_port_addresses_v6: node_port_addresses(IpFamily::V6),
         ips: [IpFamily::V4, IpFamily::V6]
             .into_iter()
-            .filter_map(|family| node_ip(settings, info, family))
+            .map(|family| config::node_ip(settings.bind_address, info, family))
             .collect(),
         masquerade_all: settings.masquerade_all,
         masquerade_mark: Some(1 << settings.masquerade_bit),
@@ -152,22 +281,13 @@ fn node_port_addresses(
     let primary;
     let ranges = match &settings.node_port_addresses {
         config::NodePortAddresses::Primary => {
-            let ip = node_ip(settings, info, family).filter(|ip| !ip.is_loopback());
-            primary = ip.map(IpNet::from);
+            let ip = config::node_ip(settings.bind_address, info, family);
+            primary = Some(IpNet::from(ip)).filter(|_| !ip.is_loopback());
             primary.as_slice()
         }
         config::NodePortAddresses::Cidrs(cidrs) => cidrs,
     };
     NodePortAddresses::within(ranges, interface_ips, family)
-}
-
-/// The node's address in a family: a bind address of that family counts for it.
-fn node_ip(settings: &NodeSettings, info: &NodeInfo, family: IpFamily) -> Option<IpAddr> {
-    let bind_address = settings.bind_address;
-    if IpFamily::of(bind_address) == family && !bind_address.is_unspecified() {
-        return Some(bind_address);
-    }
-    info.ip(family)
 }
 
 #[cfg(test)]
@@ -227,6 +347,19 @@ mod tests {
         settings.bind_address = [192, 0, 2, 11].into();
         let node = node(&settings, &info, &ips(&INTERFACES));
         assert_eq!(node.node_port_addresses_v4, only(&["192.0.2.11"]));
+    }
+
+    /// O-72: where no address is known, loopback counts for ranges of sources, and for nothing else.
+    #[test]
+    fn a_node_without_addresses_is_at_loopback() {
+        let node = node(
+            &settings(config::NodePortAddresses::Primary),
+            &NodeInfo::default(),
+            &ips(&INTERFACES),
+        );
+        assert_eq!(node.ips, ips(&["127.0.0.1", "::1"]));
+        assert_eq!(node.node_port_addresses_v4, NodePortAddresses::All);
+        assert_eq!(node.node_port_addresses_v6, NodePortAddresses::All);
     }
 
     #[test]

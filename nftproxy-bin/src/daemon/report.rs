@@ -43,8 +43,12 @@ pub(crate) fn log(outcome: &Outcome) {
             warn!(error = %chain(error), "stale UDP flows could not be deleted; retrying");
         }
         Outcome::ChainsDeleted { family, count } => {
-            debug!(ipFamily = %family, count, "deleted unused pick chains");
+            info!(ipFamily = %family, numChains = count, "Deleting stale nftables chains");
         }
+        Outcome::ChainDeletionFailed { family, error } => error!(
+            ipFamily = %family, err = %chain(error),
+            "Unable to delete stale chains; will retry later"
+        ),
         Outcome::TidyFailed { family, error } => {
             debug!(ipFamily = %family, error = %chain(error), "tidying up is left for later");
         }

@@ -13,10 +13,10 @@ use nftproxy_core::engine::{self, Engine, HealthChecks, Outcome, Task};
 use nftproxy_core::model::{V4, V6};
 use tokio::sync::mpsc::{Receiver, UnboundedSender};
 use tokio::time::sleep_until;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::loopback;
-use super::node::ThisNode;
+use super::node::{ThisNode, UnfitNode};
 use super::notify::{READY, notify};
 use super::report;
 use super::standing::Standing;
@@ -24,9 +24,6 @@ use super::tally::Tally;
 use crate::leftovers;
 use crate::source::Event;
 use crate::source::api::Recorder;
-
-/// How long to wait for the Node object, once all else is there.
-pub(crate) const NODE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who is told what has to be synced, and what was.
 pub(crate) struct Followers {
@@ -42,6 +39,15 @@ pub(crate) struct Followers {
     pub(crate) removes_leftovers: bool,
 }
 
+/// Why the loop has ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    #[error(transparent)]
+    Unfit(#[from] UnfitNode),
+    #[error("syncing the rules")]
+    Apply(#[from] ApplyError),
+}
+
 /// The proxy of one node.
 pub(crate) struct Proxy<K4, K6, T> {
     engine: Engine<K4, K6, T>,
@@ -51,6 +57,8 @@ pub(crate) struct Proxy<K4, K6, T> {
     tally: Tally,
     /// After how long a failed sync is tried again, if nothing changes before.
     sync_period: Duration,
+    /// Whether the proxy has turned out to be of use on this node.
+    is_judged: bool,
     /// Whether all families have been in step.
     is_ready: bool,
 }
@@ -71,13 +79,14 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             standing,
             tally,
             sync_period,
+            is_judged: false,
             is_ready: false,
         }
     }
 
-    /// Runs until all senders of events are gone, or the kernel refuses in a way that no retry can
-    /// mend.
-    pub(crate) async fn run(mut self, mut events: Receiver<Event>) -> Result<(), ApplyError> {
+    /// Runs until all senders of events are gone, the node turns out to be none for this proxy, or
+    /// the kernel refuses in a way that no retry can mend.
+    pub(crate) async fn run(mut self, mut events: Receiver<Event>) -> Result<(), Ended> {
         self.apply(self.this_node.addresses_event());
         loop {
             let due = self.engine.next(now());
@@ -137,10 +146,10 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
         self.engine.apply(event, now());
     }
 
-    fn perform(&mut self, task: Task) -> Result<(), ApplyError> {
-        let is_first = task == Task::Sync && !self.engine.has_synced();
-        if is_first && let Some(lacks) = self.this_node.lacks() {
-            error!("Timed out waiting for node {lacks}; going on without");
+    fn perform(&mut self, task: Task) -> Result<(), Ended> {
+        if task == Task::Sync && !self.is_judged {
+            self.this_node.judge()?;
+            self.is_judged = true;
         }
         let started = std::time::Instant::now();
         let outcomes = self.engine.perform(task, now());
@@ -166,7 +175,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                     }
                 }
                 Outcome::FlowsLeft(flows) => self.hand_over(flows),
-                Outcome::Failed { error, .. } if !error.is_retryable() => return Err(error),
+                Outcome::Failed { error, .. } if !error.is_retryable() => return Err(error.into()),
                 Outcome::Failed { family, .. } => {
                     info!(ipFamily = %family, retryingTime = ?self.sync_period, "Sync failed");
                 }
@@ -205,6 +214,7 @@ mod tests {
     use std::net::IpAddr;
     use std::sync::{Arc, Mutex};
 
+    use clap::{Args, Command, FromArgMatches};
     use nftproxy_core::apply::Committed;
     use nftproxy_core::apply::fake::FakeKernel;
     use nftproxy_core::apply::netlink::conntrack::Conntrack;
@@ -219,9 +229,10 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::sleep;
 
-    use super::super::node::NodeSettings;
+    use super::super::node::{NODE_PATIENCE, NodeSettings};
     use super::*;
-    use crate::config;
+    use crate::check::Families;
+    use crate::config::{ConfigFlags, Settings};
     use crate::metrics::Metrics;
 
     /// A fake kernel that the test can look into while the loop has it.
@@ -266,7 +277,7 @@ mod tests {
         events: mpsc::Sender<Event>,
         checks: mpsc::UnboundedReceiver<HealthChecks>,
         metrics: Metrics,
-        stopped: JoinHandle<Result<(), ApplyError>>,
+        stopped: JoinHandle<Result<(), Ended>>,
     }
 
     const NODE_IP: [u8; 4] = [192, 0, 2, 10];
@@ -275,14 +286,22 @@ mod tests {
 
     /// A loop that runs in the background, on a node of which nothing is known yet.
     fn start() -> Fixture {
-        let settings = NodeSettings {
-            bind_address: [0, 0, 0, 0].into(),
-            detect_local: config::DetectLocal::NodeCidr,
-            node_port_addresses: config::NodePortAddresses::Primary,
-            masquerade_bit: 14,
-            masquerade_all: false,
-        };
-        let this_node = ThisNode::new(settings, None, || Ok(vec![NODE_IP.into(), OTHER_IP.into()]));
+        start_with(&["--detect-local-mode=NodeCIDR"], &[IpFamily::V4])
+    }
+
+    /// The same with these flags, on a host that has rules for these families.
+    fn start_with(arguments: &[&str], supported: &[IpFamily]) -> Fixture {
+        let command = ConfigFlags::augment_args(Command::new("a")).no_binary_name(true);
+        let matches = command.try_get_matches_from(arguments).unwrap();
+        let flags = ConfigFlags::from_arg_matches(&matches).unwrap();
+        let settings = Settings::load(&flags).unwrap();
+        let this_node = ThisNode::new(
+            "a".to_owned(),
+            NodeSettings::new(&settings),
+            Families::new(&settings, supported),
+            None,
+            || Ok(vec![NODE_IP.into(), OTHER_IP.into()]),
+        );
         let v4 = Shared::<V4>::default();
         let kernels = Kernels {
             v4: Some(v4.clone()),
@@ -291,7 +310,7 @@ mod tests {
         };
         let options = Options {
             node: this_node.node(),
-            node_patience: NODE_PATIENCE,
+            node_patience: this_node.patience(),
             flows: FlowOption::HandOver,
             ..Options::default()
         };
@@ -353,7 +372,7 @@ mod tests {
     /// O-70: an absent Node object delays the first sync, but not for ever.
     #[tokio::test(start_paused = true)]
     async fn an_unknown_node_delays_the_first_sync() {
-        let fixture = start();
+        let fixture = start_with(&[], &[IpFamily::V4]);
         fixture.complete_lists().await;
         sleep(NODE_PATIENCE - Duration::from_secs(1)).await;
         assert_eq!(fixture.v4.commits(), 0);
@@ -375,11 +394,37 @@ mod tests {
         let script = fixture.script();
         assert!(script.contains("node-port-ips { 192.0.2.10 }"), "{script}");
 
-        let fixture = start();
+        let fixture = start_with(&["--cluster-cidr=10.244.0.0/16"], &[IpFamily::V4]);
         fixture.complete_lists().await;
         fixture.send(info(&[], "a")).await;
         sleep(NODE_PATIENCE).await;
-        assert!(fixture.script().contains("ip saddr != 10.244.1.0/24"));
+        assert!(fixture.script().contains("ip saddr != 10.244.0.0/16"));
+    }
+
+    /// O-70, O-76: where the node's networks are to tell pods and do not come, or where its family is
+    /// none that there are rules for, the loop ends, and what the kernel has stays as it was.
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_cannot_be_served_ends_the_loop() {
+        let fixture = start();
+        fixture.complete_lists().await;
+        sleep(NODE_PATIENCE + Duration::from_secs(299)).await;
+        assert!(!fixture.stopped.is_finished());
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(fixture.v4.commits(), 0);
+        let ended = fixture.stopped.await.unwrap().unwrap_err();
+        assert_eq!(ended.to_string(), "timeout waiting for node \"a\" to exist");
+
+        let fixture = start_with(&["--cluster-cidr=fd00::/8"], &[IpFamily::V4]);
+        fixture.complete_lists().await;
+        fixture.send(info(&[NODE_IP], "a")).await;
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(fixture.v4.commits(), 0);
+        let ended = fixture.stopped.await.unwrap().unwrap_err();
+        assert_eq!(
+            ended.to_string(),
+            "kube-proxy configuration is incorrect: cluster is IPv4-only but clusterCIDRs contains \
+             only IPv6 addresses"
+        );
     }
 
     /// O-92 to O-96: ranges, addresses and pod CIDRs are followed; what is the same again, and a taint,
@@ -495,7 +540,8 @@ mod tests {
         fixture.send(info(&[NODE_IP], "a")).await;
         fixture.complete_lists().await;
         let ended = fixture.stopped.await.unwrap();
-        assert!(matches!(ended, Err(ApplyError::NotPermitted)), "{ended:?}");
+        let is_refused = matches!(ended, Err(Ended::Apply(ApplyError::NotPermitted)));
+        assert!(is_refused, "{ended:?}");
     }
 
     impl Fixture {

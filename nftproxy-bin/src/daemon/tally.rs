@@ -141,7 +141,9 @@ impl Tally {
             Outcome::NoteAppeared { family, note } => own.note(*family, note, true),
             Outcome::NoteWent { family, note } => own.note(*family, note, false),
             Outcome::Repaired { family, cause, .. } => own.repaired(*family, cause),
-            Outcome::TidyFailed { family, .. } => self.metrics.proxy.cleanup_failed(*family),
+            Outcome::ChainDeletionFailed { family, .. } => {
+                self.metrics.proxy.cleanup_failed(*family);
+            }
             _ => {}
         }
     }

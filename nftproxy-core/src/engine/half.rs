@@ -191,7 +191,11 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
         match self.syncer.delete_unused_chains() {
             Ok(0) => {}
             Ok(count) => outcomes.push(Outcome::ChainsDeleted { family, count }),
-            Err(error) => outcomes.push(Outcome::TidyFailed { family, error }),
+            Err(error) => {
+                // Something may use them that nobody here knows of.
+                self.syncer.distrust();
+                outcomes.push(Outcome::ChainDeletionFailed { family, error });
+            }
         }
     }
 }

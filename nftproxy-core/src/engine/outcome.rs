@@ -106,6 +106,14 @@ pub enum Outcome {
         /// How many; never 0.
         count: usize,
     },
+    /// Pick chains that nobody uses could not be deleted. It is tried again after the next sync, which
+    /// is a full one.
+    ChainDeletionFailed {
+        /// In which table.
+        family: IpFamily,
+        /// Why.
+        error: ApplyError,
+    },
     /// Tidying up failed, which hurts nobody; it is tried again after the next sync.
     TidyFailed {
         /// The family.

@@ -242,6 +242,51 @@ fn what_has_time_is_done_a_second_later() {
     assert_eq!(bench.next().map(|due| due.task), Some(Task::Compare));
 }
 
+/// O-102: after a deletion of chains that failed, the next sync is a full one, and they go after it.
+#[test]
+fn a_failed_deletion_of_chains_is_followed_by_a_full_sync() {
+    let mut bench = Bench::new();
+    let web = |endpoints: &[&str]| Event::Replaced {
+        services: vec![service(1)],
+        slices: slices_of("service-1", endpoints),
+    };
+    let is_full = |outcomes: &[Outcome]| -> Vec<bool> {
+        let full = outcomes.iter().filter_map(|outcome| match outcome {
+            Outcome::Synced {
+                family: IpFamily::V4,
+                report,
+                ..
+            } => Some(report.full),
+            _ => None,
+        });
+        full.collect()
+    };
+    bench.apply(web(&["10.244.1.1", "10.244.1.2"]));
+    bench.pass(5 * SECOND);
+    bench.apply(web(&["10.244.1.1"]));
+    assert_eq!(is_full(&bench.settle()), [false]);
+    bench.v4.set_broken(true);
+    let outcomes = bench.pass(SECOND + MOMENT);
+    assert!(
+        matches!(
+            &*outcomes,
+            [Outcome::ChainDeletionFailed {
+                family: IpFamily::V4,
+                ..
+            }]
+        ),
+        "{outcomes:?}"
+    );
+    bench.v4.set_broken(false);
+    bench.apply(applied(2));
+    let outcomes = bench.pass(3 * SECOND);
+    assert_eq!(is_full(&outcomes), [true]);
+    let is_deletion = |outcome: &Outcome| matches!(outcome, Outcome::ChainsDeleted { .. });
+    assert!(outcomes.iter().any(is_deletion), "{outcomes:?}");
+    bench.apply(applied(3));
+    assert_eq!(is_full(&bench.pass(3 * SECOND)), [false]);
+}
+
 /// What is applied again as it was is no work, and counts as being in the kernel.
 #[test]
 fn revisions_say_what_is_in_the_kernel() {
