@@ -459,10 +459,7 @@ fn a_full_map_is_made_anew() {
             report
         };
         sync_at(1_000, &mut syncer);
-        let table = list("table ip nftproxy")
-            .lines()
-            .next()
-            .map(str::to_owned);
+        let table = list("table ip nftproxy").lines().next().map(str::to_owned);
         assert!(list("map ip nftproxy services").contains("size 2048"));
         nft("add element ip nftproxy affinity \
              { 192.0.2.1 . 10.96.0.1 . tcp . 80 timeout 1h : 10.244.0.1 . 8080 }");
@@ -474,10 +471,7 @@ fn a_full_map_is_made_anew() {
         assert!(list("map ip nftproxy services").contains("size 4096"));
         assert!(list("map ip nftproxy endpoints").contains("size 16384"));
         assert!(list("map ip nftproxy affinity").contains("192.0.2.1"));
-        let table_now = list("table ip nftproxy")
-            .lines()
-            .next()
-            .map(str::to_owned);
+        let table_now = list("table ip nftproxy").lines().next().map(str::to_owned);
         assert_eq!(table_now, table);
 
         // Who fills it up hinders nobody for long.

@@ -365,16 +365,16 @@ pub(crate) fn anew<F: Family>(
     picks: impl IntoIterator<Item = Pick>,
     mut elements: Vec<Element<F>>,
 ) -> Delta<F> {
+    // Elements of one set share messages. Within a set their order is of no use to the kernel.
+    elements.sort_unstable_by_key(Element::set);
     let mut delta = Delta {
         table,
         sizes: sizes_for(&count(&elements)),
+        add_elements: elements,
         ..Delta::default()
     };
     delta.change_skeleton(&Skeleton::default(), skeleton);
     delta.add_picks(picks);
-    // Elements of one set share messages. Within a set their order is of no use to the kernel.
-    elements.sort_by_key(Element::set);
-    delta.add_elements = elements;
     delta
 }
 

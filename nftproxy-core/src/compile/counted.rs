@@ -53,6 +53,11 @@ impl<T: Ord + Copy> Counted<T> {
         }
     }
 
+    /// How many different things are needed.
+    pub(super) fn len(&self) -> usize {
+        self.counts.len()
+    }
+
     /// All that is needed, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = T> {
         self.counts.keys().copied()

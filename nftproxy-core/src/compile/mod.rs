@@ -312,6 +312,9 @@ impl<F: Family> Compilation<F> {
     /// All elements, in no order that matters.
     pub(crate) fn elements(&self) -> Vec<Element<F>> {
         let (mut delete, mut elements) = (Vec::new(), Vec::new());
+        let shared = self.cluster_ips.len() + self.hairpin.len() + self.node_port_ips.len();
+        let of_ports = self.ports().map(PortRules::n_elements_about).sum::<usize>();
+        elements.reserve(of_ports + shared);
         for rules in self.ports() {
             port::diff(None, Some(rules), &mut delete, &mut elements);
         }
@@ -444,11 +447,11 @@ impl<F: Family> Compilation<F> {
                 slices,
                 filter: state.filter(),
             };
-            let comment = port::comment(service, port);
             let mut routes = port::routes::<F>(service, port);
-            if routes.is_empty() {
+            let Some(first) = routes.first() else {
                 continue;
-            }
+            };
+            let comment = self.comment(name, service, port, &first.destination);
             routes.retain(|route| {
                 let loser = || ServicePortName {
                     service: name.clone(),
@@ -509,6 +512,19 @@ impl<F: Family> Compilation<F> {
             compiled.ports = ports;
             compiled.cluster_ip = cluster_ip;
         }
+    }
+
+    /// The comment of a port. Mostly it is in the port's claim already.
+    fn comment(
+        &self,
+        name: &ServiceName,
+        service: &Service,
+        port: &ServicePort,
+        destination: &Destination<F>,
+    ) -> Comment {
+        let owner = self.claims.owner(destination);
+        let own = owner.filter(|owner| owner.service == *name && service.ports.len() == 1);
+        own.map_or_else(|| port::comment(service, port), |own| own.port.clone())
     }
 
     fn set_notes(&mut self, name: &ServiceName, notes: BTreeSet<Note>) {

@@ -61,7 +61,7 @@ pub(super) fn comment(service: &Service, port: &ServicePort) -> Comment {
     if port.name.is_empty() {
         return Comment::new(service);
     }
-    Comment::new(&format!("{service}:{}", port.name))
+    Comment::new(&[service, ":", port.name.as_str()].concat())
 }
 
 /// The destinations of a port, in order of precedence, each once.
@@ -156,6 +156,9 @@ pub(crate) fn destinations<F: Family>(
 /// The sources that may reach a Service's load-balancer addresses: address and prefix length,
 /// disjoint, in order.
 pub(super) fn sources<F: Family>(service: &Service, node: &Node) -> Vec<(F::Address, u8)> {
+    if service.source_ranges.is_empty() {
+        return Vec::new();
+    }
     let of_family: Vec<IpNet> = service
         .source_ranges
         .iter()
@@ -237,6 +240,12 @@ impl<F: Family> PortRules<F> {
             .flatten()
             .filter(|table| !table.endpoints.is_empty())
         })
+    }
+
+    /// How many elements there are, so that room can be made; hardly ever more, and mostly no fewer.
+    pub(super) fn n_elements_about(&self) -> usize {
+        let slots = self.slot_tables().map(|table| table.endpoints.len());
+        slots.sum::<usize>() + self.routes.len() * if self.affinity.is_some() { 3 } else { 2 }
     }
 
     /// The elements but those of slots, in order.

@@ -12,6 +12,9 @@ pub(super) fn assign<F: Family>(
     current: &[EndpointAddress<F>],
     wanted: &[EndpointAddress<F>],
 ) -> Box<[EndpointAddress<F>]> {
+    if current.is_empty() {
+        return wanted.into();
+    }
     let mut placed = vec![false; wanted.len()];
     // Slots are in order but for what changed since they were first assigned, so most of the time
     // the next one is right there.
