@@ -17,6 +17,7 @@ mod common;
 mod damage;
 mod distribution;
 mod endpoints;
+mod fail_fast;
 mod flows;
 mod health;
 mod loopback;

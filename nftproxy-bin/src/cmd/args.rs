@@ -138,6 +138,10 @@ pub(crate) struct RunArgs {
     /// such tables
     #[arg(long, help_heading = "Tables")]
     pub(crate) hold_tables: bool,
+    /// Tell clients of endpoints that are gone: for five minutes whoever still sends to one by a
+    /// Service's address over TCP gets a reset, rather than hang until TCP gives up
+    #[arg(long, help_heading = "Traffic")]
+    pub(crate) fail_fast: bool,
     #[command(flatten)]
     pub(crate) dry_run: DryRun,
     #[command(flatten)]

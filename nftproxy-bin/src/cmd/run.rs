@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::conntrack::Conntrack;
-use nftproxy_core::apply::netlink::{Monitor, Netlink, share_heap};
+use nftproxy_core::apply::netlink::{GoneTable, Monitor, Netlink, share_heap};
 use nftproxy_core::driver::{forget_in_background, watch_in_background};
 use nftproxy_core::engine::flows::{FlowTable, Flows, Forgetter};
 use nftproxy_core::engine::{Engine, FlowOption, Kernels, Options, Pace};
@@ -146,7 +146,10 @@ where
             .transpose()
             .context("naming kube-proxy's table")?;
         let options = options(&this_node, predecessor, is_dry, settings);
-        let engine = Engine::new(kernels, options, Instant::now());
+        let mut engine = Engine::new(kernels, options, Instant::now());
+        if !is_dry {
+            tell_of_gone(&mut engine, args)?;
+        }
         let standing = Standing::new(engine.health().clone(), &families, expects_node);
         let standing = Arc::new(standing);
 
@@ -362,6 +365,21 @@ fn serve(
         http.serve(Server::Metrics, address, is_hard, handler, sender);
     }
     failures
+}
+
+/// Has clients told of endpoints that are gone, if that is asked for.
+fn tell_of_gone<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable>(
+    engine: &mut Engine<K4, K6, T>,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
+    let mut gone = GoneTable::open(&Table::default(), None)?;
+    if args.fail_fast {
+        engine.fail_fast(gone);
+    } else {
+        // What was left of it times out by itself, if it cannot be deleted.
+        let _ = gone.remove::<V4>().and(gone.remove::<V6>());
+    }
+    Ok(())
 }
 
 /// Checks the host, and opens connections to its kernel, one for each family whose rules it takes.

@@ -49,6 +49,10 @@ pub(crate) fn log(outcome: &Outcome) {
             ipFamily = %family, err = %chain(error),
             "Unable to delete stale chains; will retry later"
         ),
+        Outcome::FailFastFailed { error } => warn!(
+            error = %chain(error),
+            "clients could not be told of endpoints that are gone or back; retrying"
+        ),
         Outcome::TidyFailed { family, error } => {
             debug!(ipFamily = %family, error = %chain(error), "tidying up is left for later");
         }

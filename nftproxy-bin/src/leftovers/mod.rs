@@ -49,11 +49,13 @@ pub(crate) fn remove_other_modes() -> bool {
 /// Removes our own rules, and unless they are to stay, kube-proxy's in all modes.
 pub(crate) fn remove(only_ours: bool) -> bool {
     let ours = Table::default();
-    let (mut is_clean, names) = if only_ours {
-        (true, &[ours.name()][..])
-    } else {
-        (remove_other_modes(), &[KUBE_PROXY_TABLE, ours.name()][..])
-    };
+    let gone = ours.of_gone();
+    let mut names = vec![gone.name(), ours.name()];
+    let mut is_clean = true;
+    if !only_ours {
+        is_clean = remove_other_modes();
+        names.insert(0, KUBE_PROXY_TABLE);
+    }
     for name in names {
         for family in [IpFamily::V4, IpFamily::V6] {
             is_clean &= remove_table(family, name);

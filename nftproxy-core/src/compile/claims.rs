@@ -137,24 +137,23 @@ impl<F: Family> Claims<F> {
 
 /// A Service's claims, in order of destination; each destination once.
 pub fn claims_of<F: Family>(service: &Service) -> Vec<(Destination<F>, Claim)> {
-    let mut claims: Vec<_> = service
-        .ports
-        .iter()
-        .flat_map(|port| {
-            let comment = port::comment(service, port);
-            port::routes::<F>(service, port)
-                .into_iter()
-                .map(move |route| {
-                    let claim = Claim {
-                        kind: route.kind,
-                        created: service.created,
-                        service: service.name.clone(),
-                        port: comment.clone(),
-                    };
-                    (route.destination, claim)
-                })
-        })
-        .collect();
+    let mut claims = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let routes = port::routes::<F>(service, port);
+        if routes.is_empty() {
+            continue;
+        }
+        let comment = port::comment(service, port);
+        claims.extend(routes.into_iter().map(|route| {
+            let claim = Claim {
+                kind: route.kind,
+                created: service.created,
+                service: service.name.clone(),
+                port: comment.clone(),
+            };
+            (route.destination, claim)
+        }));
+    }
     claims.sort();
     claims.dedup_by_key(|(destination, _)| *destination);
     // There is one such list for each Service.

@@ -5,7 +5,6 @@
 
 mod affinity;
 mod claims;
-mod counted;
 mod flows;
 mod health_check;
 mod inherit;
@@ -21,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
+use crate::model::counted::{Counted, Turnover};
 use crate::model::{
     EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Protocol, Service,
     ServiceName, ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
@@ -29,7 +29,6 @@ use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
 use crate::ruleset::{Comment, FamilyRuleset, Skeleton};
 use affinity::forgets;
-use counted::{Counted, Turnover};
 use port::PortRules;
 
 pub use claims::{Claim, ClaimKind, Claims, claims_of};
@@ -363,11 +362,9 @@ impl<F: Family> Compilation<F> {
     ) {
         let claims = service.map(claims_of::<F>).unwrap_or_default();
         let compiled = self.services.entry(name.clone()).or_default();
-        let old = std::mem::replace(&mut compiled.claims, claims.clone());
-        let both = old
-            .iter()
-            .chain(&claims)
-            .map(|(destination, _)| destination);
+        let old = std::mem::replace(&mut compiled.claims, claims);
+        let claims = &compiled.claims;
+        let both = old.iter().chain(claims).map(|(destination, _)| destination);
         node_ports.extend(both.filter(|destination| destination.address.is_none()));
         for (destination, claim) in &old {
             if claims
@@ -382,13 +379,13 @@ impl<F: Family> Compilation<F> {
         }
         for (destination, claim) in claims {
             if old
-                .binary_search_by(|(other, _)| other.cmp(&destination))
+                .binary_search_by(|(other, _)| other.cmp(destination))
                 .map(|at| &old[at].1)
-                != Ok(&claim)
-                && let Some(displaced) = self.claims.add(destination, claim)
+                != Ok(claim)
+                && let Some(displaced) = self.claims.add(*destination, claim.clone())
             {
                 affected.insert(displaced);
-                affected.extend(self.claims.losers(&destination).cloned());
+                affected.extend(self.claims.losers(destination).cloned());
             }
         }
     }
@@ -462,7 +459,9 @@ impl<F: Family> Compilation<F> {
                         query::service_port_name(state, &owner.service, &owner.port)
                     }
                     // Ports with equal comments have the same claim; the first one has it.
-                    _ if taken.insert(route.destination) => return true,
+                    _ if service_ports.len() == 1 || taken.insert(route.destination) => {
+                        return true;
+                    }
                     _ => loser(),
                 };
                 notes.insert(Note::Conflict {

@@ -79,7 +79,13 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
             .filter_map(F::address)
             .collect::<Vec<_>>()
     };
-    let mut routes: Vec<Route<F>> = Vec::new();
+    let (external_ips, load_balancer_ips) = (
+        of_family(&service.external_ips),
+        of_family(&service.load_balancer_ips),
+    );
+    let n_routes = 1 + external_ips.len() + load_balancer_ips.len();
+    let mut routes: Vec<Route<F>> =
+        Vec::with_capacity(n_routes + usize::from(port.node_port.is_some()));
     let mut add = |address, kind, policy, number, restricted| {
         let destination = Destination {
             address,
@@ -112,7 +118,7 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
         port.port,
         false,
     );
-    for address in of_family(&service.external_ips) {
+    for address in external_ips {
         add(
             Some(address),
             ClaimKind::External,
@@ -121,7 +127,7 @@ pub(super) fn routes<F: Family>(service: &Service, port: &ServicePort) -> Vec<Ro
             false,
         );
     }
-    for address in of_family(&service.load_balancer_ips) {
+    for address in load_balancer_ips {
         add(
             Some(address),
             ClaimKind::External,
@@ -368,6 +374,20 @@ pub(super) fn diff<F: Family>(
     delete: &mut Vec<Element<F>>,
     add: &mut Vec<Element<F>>,
 ) {
+    if let (None, Some(rules)) | (Some(rules), None) = (old, new) {
+        let out = if new.is_some() { add } else { delete };
+        out.extend(rules.fixed_elements());
+        for SlotTable {
+            map,
+            destination,
+            endpoints,
+        } in rules.slot_tables()
+        {
+            let slots = (0_u32..).zip(endpoints);
+            out.extend(slots.map(|(slot, at)| Element::slot(map, destination, slot, *at)));
+        }
+        return;
+    }
     let old_fixed = old.map(PortRules::fixed_elements).unwrap_or_default();
     let new_fixed = new.map(PortRules::fixed_elements).unwrap_or_default();
     let missing_in =

@@ -39,6 +39,7 @@
 mod budget;
 mod cpu;
 mod event;
+mod fail_fast;
 pub mod flows;
 mod half;
 mod health;
@@ -52,7 +53,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::apply::netlink::conntrack::Conntrack;
-use crate::apply::netlink::{Monitor, Netlink};
+use crate::apply::netlink::{GoneTable, Monitor, Netlink};
 use crate::apply::{ApplyError, Kernel};
 use crate::compile::{Liveness, Note};
 use crate::model::{
@@ -60,6 +61,7 @@ use crate::model::{
     ServicePortName, State, V4, V6,
 };
 use crate::ruleset::element::Destination;
+use fail_fast::FailFast;
 use flows::{FlowFamily, FlowTable, Flows, Forgetter};
 use half::{Done, Half};
 use schedule::Schedule;
@@ -109,6 +111,7 @@ pub struct Engine<K4 = Netlink, K6 = Netlink, T = Conntrack> {
     /// The kernel's generation after our last commit, where nobody tells of others'.
     generation: Option<u32>,
     monitor: Option<Monitor>,
+    fail_fast: Option<FailFast>,
 }
 
 impl Engine {
@@ -148,8 +151,16 @@ impl Engine {
             let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);
             netlinks.for_each(|netlink| monitor.know(netlink));
         }
+        let mut gone = GoneTable::open(&options.table, namespace)?;
+        let fails_fast = options.fails_fast;
         let mut engine = Self::new(kernels, options, now);
         engine.monitor = monitor;
+        if fails_fast {
+            engine.fail_fast(gone);
+        } else {
+            // What was left of it times out by itself, if it cannot be deleted.
+            let _ = gone.remove::<V4>().and(gone.remove::<V6>());
+        }
         Ok(engine)
     }
 }
@@ -164,6 +175,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             namespace: _,
             families: _,
             holds_tables: _,
+            fails_fast: _,
             node,
             node_patience,
             pace,
@@ -199,7 +211,15 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             trims_heap,
             generation: None,
             monitor: None,
+            fail_fast: None,
         }
+    }
+
+    /// Has clients told of endpoints that are gone, by this table. To be called before the first
+    /// event.
+    pub fn fail_fast(&mut self, table: GoneTable) {
+        self.state.track_presence();
+        self.fail_fast = Some(FailFast::new(table));
     }
 
     /// Takes an event. It costs what the object costs to store; nothing is sent.
@@ -318,7 +338,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
     pub fn next(&self, now: Instant) -> Option<Due> {
         let flows_at = self.forgetter.as_ref().and_then(Forgetter::next);
         let flows = flows_at.map(|at| (at, Task::ForgetFlows));
-        let tasks = [self.schedule.next(self.ready_at()), flows];
+        let gone_at = self.fail_fast.as_ref().and_then(FailFast::next);
+        let gone = gone_at.map(|at| (at, Task::Tidy));
+        let tasks = [self.schedule.next(self.ready_at()), flows, gone];
         // Of two that are due by now the first comes first: no sync waits for flows.
         let due = tasks.into_iter().flatten().map(|(at, task)| Due {
             task,
@@ -371,6 +393,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
                 if let Some(v6) = &mut self.v6 {
                     v6.tidy(self.trims_heap, outcomes);
                 }
+                if let Some(fail_fast) = &mut self.fail_fast {
+                    fail_fast.tidy(now, outcomes);
+                }
                 self.schedule.tidied();
             }
         }
@@ -378,6 +403,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 
     /// Both families, whatever becomes of the first.
     fn sync(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
+        if let Some(fail_fast) = &mut self.fail_fast {
+            fail_fast.before_sync(&mut self.state, now, outcomes);
+        }
         self.take_dirty();
         let (used, (v4, v6)) = cpu::used_by(|| {
             let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
@@ -394,6 +422,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         self.conclude(IpFamily::V4, v4, now, &mut ended, outcomes);
         self.conclude(IpFamily::V6, v6, now, &mut ended, outcomes);
         let is_success = ended.failures.is_empty();
+        if let Some(fail_fast) = self.fail_fast.as_mut().filter(|_| is_success) {
+            fail_fast.after_sync(now + ended.took, outcomes);
+        }
         let is_held = ended.failures.iter().any(is_held_by_another);
         outcomes.extend(ended.failures);
         // The kernel takes nobody else's change meanwhile, whether it is at work or waits.

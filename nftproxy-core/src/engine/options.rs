@@ -47,6 +47,10 @@ pub struct Options {
     /// lives nobody else can change them, and after it they stay. A table that is there already
     /// without being held is made anew once, with what it remembers of clients.
     pub holds_tables: bool,
+    /// Whether clients are told of endpoints that are gone: for five minutes whoever still sends to
+    /// one by a Service's address over TCP gets a reset, rather than hang until TCP gives up. A table
+    /// beside the proxy's does it (`nftproxy-gone`), which is there only while there are such.
+    pub fails_fast: bool,
     /// Another proxy's table, such as kube-proxy's, that the first sync of each family removes in the
     /// same transaction that makes ours; `None` to leave all others alone. Clients with session
     /// affinity keep the endpoints they have there, as far as its sets are kube-proxy's. That proxy
@@ -71,6 +75,7 @@ impl Default for Options {
             node_patience: Duration::ZERO,
             pace: Pace::default(),
             holds_tables: false,
+            fails_fast: false,
             takes_over: None,
             filter: None,
             flows: FlowOption::Forget,

@@ -114,6 +114,12 @@ pub enum Outcome {
         /// Why.
         error: ApplyError,
     },
+    /// Clients could not be told of endpoints that are gone, or that are back; it is tried again in a
+    /// moment.
+    FailFastFailed {
+        /// Why.
+        error: ApplyError,
+    },
     /// Tidying up failed, which hurts nobody; it is tried again after the next sync.
     TidyFailed {
         /// The family.

@@ -4,11 +4,13 @@
 //! conversion in [`crate::k8s`] keeps only what rules can depend on.
 //! Read [`State`] first: it is where events go in.
 
+pub(crate) mod counted;
 mod endpoint;
 mod family;
 mod filter;
 mod name;
 mod node;
+mod presence;
 mod service;
 mod state;
 

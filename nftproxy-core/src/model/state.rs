@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::{EndpointSlice, Family, Filter, Service, ServiceName, SliceName};
+use super::counted::Turnover;
+use super::presence::Presence;
+use super::{
+    EndpointAddress, EndpointSlice, Family, Filter, Service, ServiceName, SliceName, V4, V6,
+};
 
 /// Services, EndpointSlices and ServiceCIDRs, as last seen, in any order of arrival.
 ///
@@ -24,6 +28,8 @@ pub struct State {
     service_of_slice: BTreeMap<SliceName, ServiceName>,
     service_cidrs: BTreeMap<Box<str>, Box<[IpNet]>>,
     dirty: BTreeSet<ServiceName>,
+    /// Which endpoints there are, if anybody asks.
+    presence: Option<Box<Presence>>,
 }
 
 /// What is known under a Service's name; never nothing.
@@ -48,6 +54,19 @@ impl State {
             filter: Some(filter),
             ..Self::default()
         }
+    }
+
+    /// Keeps account of which endpoints there are, from before the first one on.
+    pub(crate) fn track_presence(&mut self) {
+        self.presence = Some(Box::default());
+    }
+
+    /// The TCP endpoints that have come and gone since the last call: those that slices have at all,
+    /// ready or not. Nothing, unless somebody keeps account.
+    pub(crate) fn take_presence(
+        &mut self,
+    ) -> Option<(Turnover<EndpointAddress<V4>>, Turnover<EndpointAddress<V6>>)> {
+        Some(self.presence.as_mut()?.drain())
     }
 
     /// The filter, if there is one.
@@ -143,8 +162,17 @@ impl State {
         let entry = entry.or_default();
         match entry.slice(&name) {
             Ok(index) if entry.slices[index] == slice => return,
-            Ok(index) => entry.slices[index] = slice,
+            Ok(index) => {
+                if let Some(presence) = &mut self.presence {
+                    presence.add(&slice);
+                    presence.remove(&entry.slices[index]);
+                }
+                entry.slices[index] = slice;
+            }
             Err(index) => {
+                if let Some(presence) = &mut self.presence {
+                    presence.add(&slice);
+                }
                 // Most Services have one, or one per family.
                 entry.slices.reserve_exact(1);
                 entry.slices.insert(index, slice);
@@ -168,7 +196,10 @@ impl State {
         };
         if let Some(entry) = self.by_name.get_mut(&service) {
             if let Ok(index) = entry.slice(name) {
-                entry.slices.remove(index);
+                let slice = entry.slices.remove(index);
+                if let Some(presence) = &mut self.presence {
+                    presence.remove(&slice);
+                }
             }
             if entry.slices.is_empty() && entry.service.is_none() {
                 self.by_name.remove(&service);

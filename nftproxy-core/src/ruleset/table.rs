@@ -85,6 +85,14 @@ impl Table {
         &self.name
     }
 
+    /// The table beside it that tells clients of endpoints that are gone: its name, and `-gone`.
+    pub fn of_gone(&self) -> Self {
+        Self {
+            name: format!("{}-gone", self.name).into(),
+            priority_offset: 0,
+        }
+    }
+
     /// What is added to each priority.
     pub fn priority_offset(&self) -> i32 {
         self.priority_offset

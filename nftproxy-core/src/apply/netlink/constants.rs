@@ -78,6 +78,7 @@ pub(super) const NFTA_SET_KEY_TYPE: u16 = 4;
 pub(super) const NFTA_SET_KEY_LEN: u16 = 5;
 pub(super) const NFTA_SET_DATA_TYPE: u16 = 6;
 pub(super) const NFTA_SET_DESC: u16 = 9;
+pub(super) const NFTA_SET_ID: u16 = 10;
 pub(super) const NFTA_SET_DESC_SIZE: u16 = 1;
 /// Since kernel 6.16.
 pub(super) const NFTA_SET_COUNT: u16 = 20;

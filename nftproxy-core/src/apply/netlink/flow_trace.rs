@@ -14,13 +14,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 
-use super::attribute::{
-    NFGENMSG_LEN, begin_message, begin_nest, end_message, end_nest, find, messages, put, put_str,
-    string,
-};
+use super::attribute::{NFGENMSG_LEN, begin_nest, end_nest, find, messages, put, put_str, string};
 use super::constants::*;
-use super::socket::refused;
-use super::{Netlink, ffi, nfproto};
+use super::small::{SmallBatch, compare, expression, number, value};
+use super::{Netlink, ffi};
 use crate::apply::{ApplyError, Operation, Verb};
 use crate::model::{Family, IpFamily, Protocol, V4, V6};
 
@@ -221,15 +218,6 @@ impl Netlink {
         Ok(())
     }
 
-    fn delete_table<F: Family>(&mut self, table: &str) -> Result<(), ApplyError> {
-        let mut batch = Bytes::<F>::new();
-        batch.message(NFT_MSG_DELTABLE, NLM_F_ACK, |out| {
-            put_str(out, NFTA_TABLE_NAME, table);
-        });
-        let operation = [Operation::Table(Verb::Delete)];
-        self.send_bytes(batch, &operation)
-    }
-
     /// Makes the table that marks packets.
     fn send_trace<F: Family>(
         &mut self,
@@ -237,7 +225,7 @@ impl Netlink {
         flags: u32,
         flow: &Flow,
     ) -> Result<(), ApplyError> {
-        let mut batch = Bytes::<F>::new();
+        let mut batch = SmallBatch::<F>::new();
         let create = NLM_F_CREATE | NLM_F_EXCL;
         batch.message(NFT_MSG_NEWTABLE, create, |out| {
             put_str(out, NFTA_TABLE_NAME, table);
@@ -271,30 +259,7 @@ impl Netlink {
             Operation::Batch,
             Operation::Batch,
         ];
-        self.send_bytes(batch, &operations)
-    }
-
-    fn send_bytes<F: Family>(
-        &mut self,
-        batch: Bytes<F>,
-        operations: &[Operation],
-    ) -> Result<(), ApplyError> {
-        let acknowledged = batch.sequence - 1;
-        self.connection.send(&batch.end())?;
-        match self.answers(acknowledged)?.into_iter().next() {
-            None => Ok(()),
-            Some(refusal) => {
-                // The first message after the beginning of the batch has number 2.
-                let at = refusal.sequence.saturating_sub(2) as usize;
-                let operation = operations.get(at).cloned().unwrap_or(Operation::Batch);
-                Err(refused(
-                    F::FAMILY,
-                    operation,
-                    refusal.message,
-                    refusal.errno,
-                ))
-            }
-        }
+        self.send_small(batch, &operations)
     }
 
     fn rule_numbers<F: Family>(
@@ -325,71 +290,12 @@ impl Netlink {
 /// Chains with the numbers of their hooks, `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
 const CHAINS: [(&str, u32); 2] = [("prerouting", 0), ("output", 3)];
 
-/// Messages of one batch.
-struct Bytes<F> {
-    bytes: Vec<u8>,
-    sequence: u32,
-    family: std::marker::PhantomData<F>,
-}
-
-impl<F: Family> Bytes<F> {
-    fn new() -> Self {
-        let mut batch = Self {
-            bytes: Vec::new(),
-            sequence: 1,
-            family: std::marker::PhantomData,
-        };
-        batch.boundary(NFNL_MSG_BATCH_BEGIN);
-        batch
-    }
-
-    fn boundary(&mut self, message_type: u16) {
-        let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
-        let nfgenmsg = [0, 0, high, low];
-        let out = &mut self.bytes;
-        let start = begin_message(out, message_type, NLM_F_REQUEST, self.sequence, nfgenmsg);
-        end_message(out, start);
-        self.sequence += 1;
-    }
-
-    fn message(&mut self, message_type: u16, flags: u16, write: impl FnOnce(&mut Vec<u8>)) {
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | message_type;
-        let nfgenmsg = [nfproto(F::FAMILY) as u8, 0, 0, 0];
-        let flags = NLM_F_REQUEST | flags;
-        let out = &mut self.bytes;
-        let start = begin_message(out, message_type, flags, self.sequence, nfgenmsg);
-        write(out);
-        end_message(out, start);
-        self.sequence += 1;
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.boundary(NFNL_MSG_BATCH_END);
-        self.bytes
-    }
-}
-
 /// `ct state new ip saddr … ip daddr … meta l4proto … th dport … meta nftrace set 1`
 fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
     const REGISTER: u32 = 1;
     const NFT_META_NFTRACE: u32 = 12;
     /// `NF_CT_STATE_BIT(IP_CT_NEW)`
     const NEW: u32 = 1 << 3;
-    let number = |out: &mut Vec<u8>, attribute, value: u32| {
-        put(out, attribute, &value.to_be_bytes());
-    };
-    let value = |out: &mut Vec<u8>, attribute, value: &[u8]| {
-        let nest = begin_nest(out, attribute);
-        put(out, NFTA_DATA_VALUE, value);
-        end_nest(out, nest);
-    };
-    let compare = |out: &mut Vec<u8>, operation, with: &[u8]| {
-        expression(out, "cmp", |out| {
-            number(out, 1, REGISTER);
-            number(out, 2, operation);
-            value(out, 3, with);
-        });
-    };
     let payload = |out: &mut Vec<u8>, base, offset, with: &[u8]| {
         expression(out, "payload", |out| {
             number(out, 1, REGISTER);
@@ -397,7 +303,7 @@ fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
             number(out, 3, offset);
             number(out, 4, with.len() as u32);
         });
-        compare(out, NFT_CMP_EQ, with);
+        compare(out, REGISTER, NFT_CMP_EQ, with);
     };
     expression(out, "ct", |out| {
         number(out, 1, REGISTER);
@@ -410,7 +316,7 @@ fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
         value(out, 4, &NEW.to_ne_bytes());
         value(out, 5, &[0; 4]);
     });
-    compare(out, NFT_CMP_NEQ, &[0; 4]);
+    compare(out, REGISTER, NFT_CMP_NEQ, &[0; 4]);
     let ends = [
         (F::SADDR_OFFSET, flow.source),
         (F::DADDR_OFFSET, Some(flow.destination)),
@@ -426,7 +332,7 @@ fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
         number(out, 1, REGISTER);
         number(out, 2, NFT_META_L4PROTO);
     });
-    compare(out, NFT_CMP_EQ, &[flow.protocol.number()]);
+    compare(out, REGISTER, NFT_CMP_EQ, &[flow.protocol.number()]);
     payload(
         out,
         NFT_PAYLOAD_TRANSPORT_HEADER,
@@ -441,15 +347,6 @@ fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
         number(out, 2, NFT_META_NFTRACE);
         number(out, 3, REGISTER);
     });
-}
-
-fn expression(out: &mut Vec<u8>, name: &str, data: impl FnOnce(&mut Vec<u8>)) {
-    let element = begin_nest(out, NFTA_LIST_ELEM);
-    put_str(out, NFTA_EXPR_NAME, name);
-    let nest = begin_nest(out, NFTA_EXPR_DATA);
-    data(out);
-    end_nest(out, nest);
-    end_nest(out, element);
 }
 
 fn be32(payload: &[u8]) -> Option<u32> {

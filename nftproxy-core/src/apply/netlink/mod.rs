@@ -9,6 +9,7 @@ mod ffi;
 mod flow_trace;
 #[cfg(fuzzing)]
 pub mod fuzz;
+mod gone;
 mod hold;
 mod list;
 mod monitor;
@@ -18,6 +19,7 @@ mod part;
 mod predecessor;
 mod probe;
 mod remove;
+mod small;
 mod socket;
 mod userdata;
 
@@ -31,6 +33,7 @@ use self::attribute::{attributes, find, messages, string};
 use self::constants::*;
 pub use self::encode::Batch;
 pub use self::flow_trace::{Flow, FlowStep, FlowTrace};
+pub use self::gone::GoneTable;
 use self::monitor::Subscription;
 pub use self::monitor::{Monitor, Reader};
 pub use self::part::Part;

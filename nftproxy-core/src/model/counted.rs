@@ -1,10 +1,10 @@
-//! Things that several Service ports need, each of which must exist once.
+//! Things that several others need or have, each of which counts once.
 
 use std::collections::BTreeMap;
 
 /// How often each thing is needed, and which ones came or went since the last [`Counted::drain`].
 #[derive(Debug)]
-pub(super) struct Counted<T> {
+pub(crate) struct Counted<T> {
     counts: BTreeMap<T, u32>,
     /// Whether a thing whose count was touched was needed before.
     touched: BTreeMap<T, bool>,
@@ -20,14 +20,14 @@ impl<T> Default for Counted<T> {
 }
 
 /// What came and what went.
-pub(super) struct Turnover<T> {
-    pub(super) come: Vec<T>,
-    pub(super) gone: Vec<T>,
+pub(crate) struct Turnover<T> {
+    pub(crate) come: Vec<T>,
+    pub(crate) gone: Vec<T>,
 }
 
 impl<T> Turnover<T> {
     /// The same of what each thing is to be.
-    pub(super) fn map<U>(self, f: impl Fn(T) -> U) -> Turnover<U> {
+    pub(crate) fn map<U>(self, f: impl Fn(T) -> U) -> Turnover<U> {
         Turnover {
             come: self.come.into_iter().map(&f).collect(),
             gone: self.gone.into_iter().map(f).collect(),
@@ -36,13 +36,13 @@ impl<T> Turnover<T> {
 }
 
 impl<T: Ord + Copy> Counted<T> {
-    pub(super) fn add(&mut self, thing: T) {
+    pub(crate) fn add(&mut self, thing: T) {
         let count = self.counts.entry(thing).or_default();
         self.touched.entry(thing).or_insert(*count > 0);
         *count += 1;
     }
 
-    pub(super) fn remove(&mut self, thing: T) {
+    pub(crate) fn remove(&mut self, thing: T) {
         let Some(count) = self.counts.get_mut(&thing) else {
             return;
         };
@@ -54,17 +54,17 @@ impl<T: Ord + Copy> Counted<T> {
     }
 
     /// How many different things are needed.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.counts.len()
     }
 
     /// All that is needed, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = T> {
         self.counts.keys().copied()
     }
 
     /// What came and went since the last call, each in order.
-    pub(super) fn drain(&mut self) -> Turnover<T> {
+    pub(crate) fn drain(&mut self) -> Turnover<T> {
         let mut turnover = Turnover {
             come: Vec::new(),
             gone: Vec::new(),
