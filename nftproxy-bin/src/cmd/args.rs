@@ -138,6 +138,11 @@ pub(crate) struct RunArgs {
     /// such tables
     #[arg(long, help_heading = "Tables")]
     pub(crate) hold_tables: bool,
+    /// Count new connections to each Service port and endpoint, and those that are refused or dropped,
+    /// for metrics and for `list`. The tables are made anew when this changes, and remember clients as
+    /// before
+    #[arg(long, help_heading = "Tables")]
+    pub(crate) count_connections: bool,
     #[command(flatten)]
     pub(crate) dry_run: DryRun,
     #[command(flatten)]

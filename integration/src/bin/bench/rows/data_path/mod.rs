@@ -63,7 +63,7 @@ fn row(scale: Scale, size: Size, traffic: Traffic, beds: &[(Rules, Forwarder)]) 
         }
     }
     let spreads: Vec<Spread> = samples.into_iter().map(spread_of).collect();
-    let [none, conntrack, static_dnat, nftproxy] = spreads[..] else {
+    let [none, conntrack, static_dnat, nftproxy, counting] = spreads[..] else {
         unreachable!("there is a forwarder for each set of rules");
     };
     let case = format!("{traffic}, {size}");
@@ -71,6 +71,8 @@ fn row(scale: Scale, size: Size, traffic: Traffic, beds: &[(Rules, Forwarder)]) 
         .over(FLOOR, static_dnat)
         .with("conntrack alone", conntrack.p50)
         .with("ratio to it", nftproxy.p50 / conntrack.p50)
+        .with("counting", counting.p50)
+        .with("counting to not", counting.p50 / nftproxy.p50)
         .with("no rules", none.p50))
 }
 
@@ -85,6 +87,8 @@ enum Rules {
     StaticDnat,
     /// Those of nftproxy, for all Services.
     Nftproxy,
+    /// The same, with counters.
+    Counting,
 }
 
 /// What packets are sent.
@@ -105,6 +109,7 @@ impl fmt::Display for Rules {
             Self::Conntrack => "conntrack alone",
             Self::StaticDnat => "one DNAT rule",
             Self::Nftproxy => "nftproxy",
+            Self::Counting => "nftproxy that counts",
         })
     }
 }
@@ -120,15 +125,16 @@ impl fmt::Display for Traffic {
 }
 
 impl Rules {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::None,
         Self::Conntrack,
         Self::StaticDnat,
         Self::Nftproxy,
+        Self::Counting,
     ];
 
     fn translate(self) -> bool {
-        matches!(self, Self::StaticDnat | Self::Nftproxy)
+        matches!(self, Self::StaticDnat | Self::Nftproxy | Self::Counting)
     }
 
     fn load(self, forwarder: &Forwarder, size: Size) -> Result<()> {
@@ -147,7 +153,8 @@ impl Rules {
                 }}",
                 destination(0).1,
             ),
-            Self::Nftproxy => return load_nftproxy(forwarder, size),
+            Self::Nftproxy => return load_nftproxy(forwarder, size, false),
+            Self::Counting => return load_nftproxy(forwarder, size, true),
         };
         forwarder
             .node
@@ -156,7 +163,7 @@ impl Rules {
     }
 }
 
-fn load_nftproxy(forwarder: &Forwarder, size: Size) -> Result<()> {
+fn load_nftproxy(forwarder: &Forwarder, size: Size, counts: bool) -> Result<()> {
     let cluster = Cluster {
         protocol: Protocol::Udp,
         ..Cluster::new(size)
@@ -167,6 +174,7 @@ fn load_nftproxy(forwarder: &Forwarder, size: Size) -> Result<()> {
     let node = Node {
         detect_local: DetectLocal::Cidrs(vec![CLIENT_RANGE.parse().context("reading a range")?]),
         node_port_addresses_v4: NodePortAddresses::Only([NODE.into()].into()),
+        counts,
         ..Node::default()
     };
     let netlink = forwarder.node.run(Netlink::open)?;
