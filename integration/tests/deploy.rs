@@ -331,7 +331,7 @@ fn the_chart_refuses_mistakes() {
 #[test]
 fn metrics_that_are_named_exist() {
     let folder = "nftproxy-bin/src/metrics";
-    let sources: String = ["proxy", "own", "api", "process", "build"]
+    let sources: String = ["proxy", "own", "api", "counts", "process", "build"]
         .map(|file| read(&format!("{folder}/{file}.rs")))
         .concat();
     let is_letter = |c: char| c.is_ascii_lowercase() || c == '_';

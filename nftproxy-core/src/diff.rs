@@ -7,11 +7,12 @@ pub(crate) mod sizes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compile::{Remembered, pick_rules};
+use crate::counts::Counts as Counted;
 use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::schema::base_chain;
-use crate::ruleset::{FamilyRuleset, Rule, Skeleton, Table};
+use crate::ruleset::{FamilyRuleset, Rule, SetOptions, Skeleton, Table};
 pub use sizes::Sizes;
 use sizes::{count, outgrown, sizes_for};
 
@@ -27,6 +28,8 @@ pub struct Delta<F: Family> {
     /// that stays are deleted and created anew, once the chains below are empty. All that is to be
     /// in them is among the elements to add.
     pub sizes: Sizes,
+    /// How its sets and maps are declared, if it is made.
+    pub set_options: SetOptions,
     /// Sets and maps to create, beside those that come with the table.
     pub add_sets: Vec<SetName>,
     /// Chains to create, empty at first.
@@ -83,6 +86,7 @@ impl<F: Family> Default for Delta<F> {
             take_over: None,
             table: TableChange::Keep,
             sizes: Sizes::new(),
+            set_options: SetOptions::default(),
             add_sets: Vec::new(),
             add_chains: Vec::new(),
             set_rules: Vec::new(),
@@ -102,6 +106,7 @@ impl<F: Family> Delta<F> {
             take_over,
             table,
             sizes,
+            set_options: _,
             add_sets,
             add_chains,
             set_rules,
@@ -227,6 +232,8 @@ pub struct Observed<F: Family> {
     pub sizes: Sizes,
     /// Who keeps others from changing it.
     pub holder: Holder,
+    /// What it has counted, if that was in a listing that was read; the kernel is asked apart.
+    pub counts: Counted<F>,
 }
 
 /// Who keeps others from changing a table.
@@ -251,12 +258,16 @@ pub(crate) struct Parts<F: Family> {
     pub(crate) sets: BTreeSet<SetName>,
     /// As in [`Observed::sizes`].
     pub(crate) sizes: Sizes,
+    /// Those of them whose elements count.
+    pub(crate) counted: BTreeSet<SetName>,
     /// Their elements, in any order.
     pub(crate) elements: Vec<Element<F>>,
     /// As in [`Observed::foreign`].
     pub(crate) foreign: Vec<String>,
     /// As in [`Observed::holder`].
     pub(crate) holder: Holder,
+    /// As in [`Observed::counts`].
+    pub(crate) counts: Counted<F>,
 }
 
 impl<F: Family> Default for Parts<F> {
@@ -265,9 +276,11 @@ impl<F: Family> Default for Parts<F> {
             chains: BTreeMap::new(),
             sets: BTreeSet::new(),
             sizes: Sizes::new(),
+            counted: BTreeSet::new(),
             elements: Vec::new(),
             foreign: Vec::new(),
             holder: Holder::Nobody,
+            counts: Counted::default(),
         }
     }
 }
@@ -278,6 +291,19 @@ impl<F: Family> Parts<F> {
         for set in SetName::ALL {
             if !self.sets.contains(&set) {
                 self.foreign.push(format!("set {set} is missing"));
+            }
+        }
+        // As most do.
+        let counts = self.counted.len() > SetName::COUNTED.len() / 2;
+        let set_options = SetOptions { counts };
+        for set in &self.sets {
+            if self.counted.contains(set) != set_options.counts(*set) {
+                let how = if self.counted.contains(set) {
+                    "counts connections, and others do not"
+                } else {
+                    "does not count connections, and others do"
+                };
+                self.foreign.push(format!("set {set} {how}"));
             }
         }
         let mut picks = BTreeSet::new();
@@ -295,6 +321,7 @@ impl<F: Family> Parts<F> {
         let optional = self.sets.into_iter();
         let ruleset = FamilyRuleset {
             skeleton: Skeleton {
+                set_options,
                 sets: optional
                     .filter(|set| SetName::OPTIONAL.contains(set))
                     .collect(),
@@ -308,6 +335,7 @@ impl<F: Family> Parts<F> {
             foreign: self.foreign,
             sizes: self.sizes,
             holder: self.holder,
+            counts: self.counts,
         }
     }
 }
@@ -323,7 +351,12 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
         elements,
     } = desired;
     let observed = match observed {
-        Some(observed) if observed.foreign.is_empty() => observed,
+        Some(observed)
+            if observed.foreign.is_empty()
+                && observed.ruleset.skeleton.set_options == skeleton.set_options =>
+        {
+            observed
+        }
         unusable => {
             let elements = elements.iter().cloned().collect();
             let table = TableChange::in_place_of(unusable);
@@ -331,6 +364,7 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
         }
     };
     let mut delta = Delta::default();
+    delta.set_options = skeleton.set_options;
     if observed.holder == Holder::Gone {
         delta.table = TableChange::Claim;
     }
@@ -370,6 +404,7 @@ pub(crate) fn anew<F: Family>(
     let mut delta = Delta {
         table,
         sizes: sizes_for(&count(&elements)),
+        set_options: skeleton.set_options,
         add_elements: elements,
         ..Delta::default()
     };

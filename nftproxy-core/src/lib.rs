@@ -107,6 +107,7 @@
 
 pub mod apply;
 pub mod compile;
+pub mod counts;
 pub mod diff;
 pub mod driver;
 pub mod engine;

@@ -8,7 +8,7 @@ use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
 use crate::ruleset::schema::{DataType, Schema, schema};
-use crate::ruleset::{FamilyRuleset, Table};
+use crate::ruleset::{FamilyRuleset, SetOptions, Table};
 
 /// Elements per line of a script.
 const ELEMENTS_PER_COMMAND: usize = 500;
@@ -34,6 +34,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
         take_over,
         table,
         sizes,
+        set_options,
         add_sets,
         add_chains,
         set_rules,
@@ -57,14 +58,14 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     }
     match table {
         TableChange::Keep | TableChange::Claim => {}
-        TableChange::Create => create_table::<F>(&at, sizes, &mut line),
+        TableChange::Create => create_table::<F>(&at, sizes, *set_options, &mut line),
         TableChange::Recreate => {
             line(format!("delete table {at}"));
-            create_table::<F>(&at, sizes, &mut line);
+            create_table::<F>(&at, sizes, *set_options, &mut line);
         }
     }
     for set in add_sets {
-        add_set::<F>(&at, *set, sizes, &mut line);
+        add_set::<F>(&at, *set, sizes, *set_options, &mut line);
     }
     for chain in add_chains {
         line(match place.base_chain(*chain) {
@@ -83,7 +84,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     if !table.is_new() {
         for set in sizes.keys().filter(|set| !add_sets.contains(set)) {
             line(format!("delete {} {at} {set}", kind(&schema(*set))));
-            add_set::<F>(&at, *set, sizes, &mut line);
+            add_set::<F>(&at, *set, sizes, *set_options, &mut line);
         }
     }
     for (chain, rules) in set_rules {
@@ -119,20 +120,32 @@ fn expiring<F: Family>(remembered: &Remembered<F>) -> String {
     element.nft().replacen(" : ", &times, 1)
 }
 
-fn create_table<F: Family>(at: &str, sizes: &Sizes, line: &mut impl FnMut(String)) {
+fn create_table<F: Family>(
+    at: &str,
+    sizes: &Sizes,
+    options: SetOptions,
+    line: &mut impl FnMut(String),
+) {
     line(format!("add table {at} {{ comment \"{TABLE_COMMENT}\"; }}"));
     for set in SetName::ALL {
-        add_set::<F>(at, set, sizes, line);
+        add_set::<F>(at, set, sizes, options, line);
     }
 }
 
-fn add_set<F: Family>(at: &str, set: SetName, sizes: &Sizes, line: &mut impl FnMut(String)) {
+fn add_set<F: Family>(
+    at: &str,
+    set: SetName,
+    sizes: &Sizes,
+    options: SetOptions,
+    line: &mut impl FnMut(String),
+) {
     let schema = schema(set);
     let kind = kind(&schema);
     let size = sizes.get(&set);
     let size = size.map_or_else(String::new, |size| format!(" size {size};"));
+    let counter = if options.counts(set) { " counter;" } else { "" };
     line(format!(
-        "add {kind} {at} {set} {{ {};{size} }}",
+        "add {kind} {at} {set} {{ {};{size}{counter} }}",
         schema.nft::<F>()
     ));
 }

@@ -289,7 +289,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         node: &Node,
         dirty: &BTreeSet<ServiceName>,
     ) -> Result<Report, ApplyError> {
-        if self.installed.is_none() {
+        // What changes the declaration of maps makes the table anew.
+        let is_other = |installed: &Installed<F>| installed.node.counts != node.counts;
+        if self.installed.as_ref().is_none_or(is_other) {
+            self.installed = None;
             return self.full(state, node, dirty, Timings::default());
         }
         let start = Instant::now();

@@ -503,7 +503,7 @@ impl<'a, F: Family> Tracer<'a, F> {
                 flight.load(*register, &value);
             }
             // What it writes concerns later connections only.
-            Expr::Update { .. } => {}
+            Expr::Update { .. } | Expr::Counter => {}
             Expr::FibType {
                 destination,
                 register,

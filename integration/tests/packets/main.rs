@@ -14,6 +14,7 @@ mod affinity;
 mod bed;
 mod changes;
 mod common;
+mod counts;
 mod damage;
 mod distribution;
 mod endpoints;

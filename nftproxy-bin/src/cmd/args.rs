@@ -142,6 +142,11 @@ pub(crate) struct RunArgs {
     /// Service's address over TCP gets a reset, rather than hang until TCP gives up
     #[arg(long, help_heading = "Traffic")]
     pub(crate) fail_fast: bool,
+    /// Count new connections to each Service port and endpoint, and those that are refused or dropped,
+    /// for metrics and for `list`. The tables are made anew when this changes, and remember clients as
+    /// before
+    #[arg(long, help_heading = "Tables")]
+    pub(crate) count_connections: bool,
     #[command(flatten)]
     pub(crate) dry_run: DryRun,
     #[command(flatten)]

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nftproxy_core::counts::Counts;
 use nftproxy_core::diff::{Delta, Holder, Observed, Sizes, diff};
 use nftproxy_core::inspect::{Desired, OfFamily, ServiceChange, canonical, changes};
 use nftproxy_core::listing::Listing;
@@ -198,6 +199,7 @@ fn observed<F: Family>(ruleset: FamilyRuleset<F>) -> Observed<F> {
         foreign: Vec::new(),
         sizes: Sizes::new(),
         holder: Holder::Nobody,
+        counts: Counts::default(),
     }
 }
 

@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use nftproxy_core::apply::Kernel;
 use nftproxy_core::apply::netlink::Netlink;
+use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::diff::Observed;
 use nftproxy_core::host;
 use nftproxy_core::inspect::{Desired, Finding, is_kube_proxys, kube_proxy};
 use nftproxy_core::listing::{self, Listing};
-use nftproxy_core::model::{IpFamily, Node, State};
+use nftproxy_core::model::{Family, IpFamily, Node, State};
 use nftproxy_core::ruleset::Table;
 use tracing::warn;
 
@@ -160,10 +161,10 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
     let ours = Table::default();
     let mut listing = Listing::default();
     if families.contains(&IpFamily::V4) {
-        listing.v4 = netlink.list().context("listing table ip nftproxy")?;
+        listing.v4 = table(&mut netlink).context("listing table ip nftproxy")?;
     }
     if families.contains(&IpFamily::V6) {
-        listing.v6 = netlink.list().context("listing table ip6 nftproxy")?;
+        listing.v6 = table(&mut netlink).context("listing table ip6 nftproxy")?;
     }
     // Those of kube-proxy say enough by their names.
     let neighbours = netlink
@@ -177,6 +178,17 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
         .neighbours
         .retain(|neighbour| !is_ours(neighbour.family, &neighbour.table));
     Ok(listing)
+}
+
+/// Our table of a family, with what it has counted.
+fn table<F: Family>(netlink: &mut Netlink) -> Result<Option<Observed<F>>, ApplyError> {
+    let mut table: Option<Observed<F>> = netlink.list()?;
+    if let Some(table) = &mut table
+        && table.ruleset.skeleton.set_options.counts
+    {
+        table.counts = netlink.read_counts(usize::MAX)?;
+    }
+    Ok(table)
 }
 
 /// What may serve Services on this host beside nf_tables.

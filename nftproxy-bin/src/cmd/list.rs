@@ -4,8 +4,10 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use nftproxy_core::inspect::{
-    DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services, services_of,
+    DestinationRow, EndpointRow, OfFamily, ServiceFilter, ServiceRow, Standing, add_counts,
+    services, services_of,
 };
+use nftproxy_core::listing::Listing;
 use nftproxy_core::model::{IpFamily, TrafficPolicy, V4, V6};
 use serde::Serialize;
 
@@ -49,6 +51,9 @@ struct DocumentDestination<'a> {
     masquerade: &'static str,
     source_ranges: &'a [String],
     outcome: &'a str,
+    /// New connections since this was last changed, where they are counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<u64>,
 }
 
 /// An endpoint, as `list` and `explain` tell of it.
@@ -65,6 +70,8 @@ pub(super) struct DocumentEndpoint<'a> {
     used_locally: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason_locally: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connections: Option<u64>,
 }
 
 /// Lists, and says by the exit code whether there was anything to list.
@@ -100,21 +107,11 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
                 args.watch || listing.v4.is_some() || listing.v6.is_some(),
                 "there is no table of nftproxy's"
             );
-            let v4 = || {
-                listing
-                    .v4
-                    .iter()
-                    .flat_map(|table| services_of(&table.ruleset))
-                    .collect()
-            };
-            let v6 = || {
-                listing
-                    .v6
-                    .iter()
-                    .flat_map(|table| services_of(&table.ruleset))
-                    .collect()
-            };
-            of_families(families, v4, v6)
+            of_families(
+                families,
+                || of_table::<V4>(listing),
+                || of_table::<V6>(listing),
+            )
         }
     };
     drop(progress);
@@ -137,6 +134,16 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
         watch.follow(args, &filter)?;
     }
     Ok(ExitCode::from(u8::from(rows.is_empty())))
+}
+
+/// What a table says, with what it has counted.
+fn of_table<F: OfFamily>(listing: &Listing) -> Vec<ServiceRow> {
+    let Some(table) = F::of(listing) else {
+        return Vec::new();
+    };
+    let mut rows = services_of(&table.ruleset);
+    add_counts(&mut rows, &table.counts);
+    rows
 }
 
 fn of_families(
@@ -185,6 +192,7 @@ fn document(row: &ServiceRow) -> DocumentService<'_> {
                 masquerade: at.masquerade,
                 source_ranges: &at.sources,
                 outcome: &at.outcome,
+                connections: at.connections,
             })
             .collect(),
         endpoints: endpoints.iter().map(document_endpoint).collect(),
@@ -203,6 +211,7 @@ pub(super) fn document_endpoint(endpoint: &EndpointRow) -> DocumentEndpoint<'_> 
             .as_ref()
             .map(|standing| *standing == Standing::Used),
         reason_locally: endpoint.reason_locally(),
+        connections: endpoint.connections,
     }
 }
 
@@ -217,7 +226,7 @@ pub(super) fn address(at: &DestinationRow, family: IpFamily) -> String {
 }
 
 fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
-    let heads = [
+    let mut heads = vec![
         "SERVICE",
         "KIND",
         "ADDRESS",
@@ -227,6 +236,13 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
         "AFFINITY",
         "ENDPOINTS",
     ];
+    let outcome_column = heads.len() - 1;
+    let mut destinations = rows.iter().flat_map(|row| &row.destinations);
+    let counts = destinations.any(|at| at.connections.is_some());
+    if counts {
+        heads.insert(outcome_column, "CONNECTIONS");
+    }
+    let outcome_column = heads.len() - 1;
     let mut columns = Columns::new(&heads);
     let mut is_bad = vec![false];
     for row in rows {
@@ -237,7 +253,7 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
                 sources => format!("{}, only from {}", at.outcome, sources.join(" ")),
             };
             is_bad.push(!at.outcome.contains("endpoint"));
-            columns.push([
+            let mut cells = vec![
                 row.service_port.clone(),
                 at.kind.to_owned(),
                 address(at, row.family),
@@ -245,13 +261,18 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
                 at.policy.map(policy).unwrap_or("-").to_owned(),
                 at.masquerade.to_owned(),
                 affinity.unwrap_or_else(|| "-".into()),
-                outcome,
-            ]);
+            ];
+            if counts {
+                let connections = at.connections.map(|number| number.to_string());
+                cells.push(connections.unwrap_or_else(|| "-".into()));
+            }
+            cells.push(outcome);
+            columns.push(cells);
         }
     }
     let style = |row: usize, column: usize, text: &str| match (row, column) {
         (0, _) => paint.strong(text),
-        (row, 7) if is_bad[row] => paint.bad(text),
+        (row, column) if column == outcome_column && is_bad[row] => paint.bad(text),
         _ => text.to_owned(),
     };
     let lines = columns.lines(style);
@@ -301,8 +322,14 @@ pub(super) fn endpoint_text(endpoint: &EndpointRow, paint: Paint) -> String {
         (None, Some(Standing::Unused(reason)), Some(Standing::Used)) => {
             format!("from outside only: {reason}")
         }
-        _ => return text,
+        _ => String::new(),
     };
+    if let Some(number) = endpoint.connections {
+        let _ = write!(text, ": {number} new connections");
+    }
+    if standing.is_empty() {
+        return text;
+    }
     let _ = write!(text, " ({standing})");
     paint.faint(&text)
 }

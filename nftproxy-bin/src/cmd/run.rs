@@ -38,8 +38,8 @@ use crate::daemon::{health_check_node_port, loopback, report};
 use crate::error::chain;
 use crate::host_settings;
 use crate::leftovers::KUBE_PROXY_TABLE;
-use crate::metrics::Metrics;
 use crate::metrics::exposition::Slis;
+use crate::metrics::{Metrics, counts};
 use crate::source::api::{Occurrence, Recorder, Regarding};
 use crate::source::files::{Converter, follow};
 use crate::source::manifests::{self, Source};
@@ -133,9 +133,16 @@ where
             .is_some()
             .then(|| super::node_info(&args.node));
         let expects_node = node_info.is_none();
+        let is_counting = args.count_connections && !is_dry && can_count();
+        if is_counting {
+            counts::start(&metrics, &families).context("preparing to read counters")?;
+        }
         let this_node = ThisNode::new(
             node_name.clone(),
-            NodeSettings::new(settings),
+            NodeSettings {
+                counts: is_counting,
+                ..NodeSettings::new(settings)
+            },
             check::Families::new(settings, &families),
             node_info,
             host::addresses,
@@ -424,6 +431,22 @@ fn open_kernels(
         }
     };
     Ok((kernels, monitor))
+}
+
+/// Whether maps can count on this kernel, as they are to.
+fn can_count() -> bool {
+    match counts::can_count() {
+        Ok(true) => true,
+        Ok(false) => {
+            warn!("this kernel's maps cannot count; connections are not counted");
+            false
+        }
+        Err(error) => {
+            let error = chain(&error);
+            warn!(error, "connections are not counted");
+            false
+        }
+    }
 }
 
 /// Looks whether this host can run the proxy; the families whose rules it takes. Beside a kube-proxy,

@@ -26,6 +26,8 @@ pub(crate) struct NodeSettings {
     pub(crate) node_port_addresses: config::NodePortAddresses,
     pub(crate) masquerade_bit: u8,
     pub(crate) masquerade_all: bool,
+    /// Whether connections are counted.
+    pub(crate) counts: bool,
 }
 
 impl NodeSettings {
@@ -36,6 +38,7 @@ impl NodeSettings {
             node_port_addresses: settings.node_port_addresses.clone(),
             masquerade_bit: settings.masquerade_bit,
             masquerade_all: settings.masquerade_all,
+            counts: false,
         }
     }
 }
@@ -269,6 +272,7 @@ pub(crate) fn node(
             .collect(),
         masquerade_all: settings.masquerade_all,
         masquerade_mark: Some(1 << settings.masquerade_bit),
+        counts: settings.counts,
     }
 }
 
@@ -301,6 +305,7 @@ mod tests {
             node_port_addresses: addresses,
             masquerade_bit: 14,
             masquerade_all: false,
+            counts: false,
         }
     }
 

@@ -7,6 +7,7 @@
 
 mod api;
 mod build;
+pub(crate) mod counts;
 pub(crate) mod exposition;
 mod own;
 mod process;

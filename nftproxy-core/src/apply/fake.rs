@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use super::{ApplyError, Committed, Kernel, Operation, Refusal, Scope, Verb};
 use crate::compile::{Learned, Remembered, pick_rules};
+use crate::counts;
 use crate::diff::{Counts, Delta, Holder, Observed, Sizes, TableChange};
 use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::expr::Expr;
 use crate::ruleset::name::{ChainName, SetName};
-use crate::ruleset::{self, FamilyRuleset, Rule, Skeleton};
+use crate::ruleset::{self, FamilyRuleset, Rule, SetOptions, Skeleton};
 
 /// One family's table in memory.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub struct FakeKernel<F: Family> {
 
 #[derive(Debug, Clone)]
 struct Table<F: Family> {
+    set_options: SetOptions,
     sets: BTreeSet<SetName>,
     sizes: Sizes,
     chains: BTreeMap<ChainName, Vec<Rule>>,
@@ -121,6 +123,7 @@ impl<F: Family> FakeKernel<F> {
             });
         Some(FamilyRuleset {
             skeleton: Skeleton {
+                set_options: table.set_options,
                 sets: table.sets.clone(),
                 chains: fixed.into_iter().collect(),
             },
@@ -144,6 +147,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             foreign: self.foreign.iter().cloned().collect(),
             sizes: self.sizes(),
             holder: Holder::Nobody,
+            counts: counts::Counts::default(),
         }))
     }
 
@@ -159,6 +163,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
                 foreign: self.foreign.iter().cloned().collect(),
                 sizes,
                 holder: Holder::Nobody,
+                counts: counts::Counts::default(),
             }
         }))
     }
@@ -251,6 +256,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         take_over: _,
         table: change,
         sizes,
+        set_options,
         add_sets,
         add_chains,
         set_rules,
@@ -261,6 +267,7 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         delete_chains,
     } = delta;
     let empty = || Table {
+        set_options: *set_options,
         sets: BTreeSet::new(),
         sizes: Sizes::new(),
         chains: BTreeMap::new(),

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use crate::model::{Detector, Family, IpFamily, Node, NodePortAddresses, Protocol};
 use crate::ruleset::expr::{Match, Reject, Statement, Verdict};
 use crate::ruleset::name::{ChainName, Pick, SetName};
-use crate::ruleset::{Rule, Skeleton};
+use crate::ruleset::{Rule, SetOptions, Skeleton};
 
 /// Which optional chains there are. Connections pay for each, so they exist while something needs
 /// them.
@@ -76,8 +76,8 @@ pub fn skeleton<F: Family>(
         affinity,
     } = features;
     if *source_ranges {
-        chains.insert(ChainName::PreroutingSourceRanges, other_sources::<F>());
-        chains.insert(ChainName::OutputSourceRanges, other_sources::<F>());
+        chains.insert(ChainName::PreroutingSourceRanges, other_sources::<F>(node));
+        chains.insert(ChainName::OutputSourceRanges, other_sources::<F>(node));
     }
     if !affinity.is_empty() {
         chains.insert(ChainName::Remember, remember::<F>(node));
@@ -95,7 +95,13 @@ pub fn skeleton<F: Family>(
         sets.extend(SetName::OPTIONAL);
         chains.extend(masquerade::<F>(&detector, node));
     }
-    Skeleton { sets, chains }
+    Skeleton {
+        set_options: SetOptions {
+            counts: node.counts,
+        },
+        sets,
+        chains,
+    }
 }
 
 /// The body of a pick chain.
@@ -184,12 +190,24 @@ fn remember_if_translated<F: Family>() -> Rule {
 /// ```nft
 /// ip daddr . meta l4proto . th dport @restricted ip daddr . meta l4proto . th dport . ip saddr != @allowed-sources drop
 /// ```
-fn other_sources<F: Family>() -> Vec<Rule> {
-    vec![Rule::new::<F>([
+fn other_sources<F: Family>(node: &Node) -> Vec<Rule> {
+    let matches = [
         Statement::In(SetName::Restricted),
         Statement::NotIn(SetName::AllowedSources),
-        Statement::Verdict(Verdict::Drop),
-    ])]
+    ];
+    vec![Rule::new::<F>(
+        matches.into_iter().chain(ending(node, Verdict::Drop)),
+    )]
+}
+
+/// The end of a rule that lets no connection through, which is counted if any are.
+///
+/// ```nft
+/// counter drop
+/// ```
+fn ending<F: Family>(node: &Node, verdict: Verdict) -> impl Iterator<Item = Statement<F>> {
+    let counter = node.counts.then_some(Statement::Counter);
+    counter.into_iter().chain([Statement::Verdict(verdict)])
 }
 
 /// ```nft
@@ -336,18 +354,15 @@ fn guard<F: Family>(node: &Node, service_cidrs: &[(F::Address, u8)]) -> Vec<Rule
         Rule::new(to_node_port::<F>(node).into_iter().chain([unavailable])),
         // An address of this host has listeners of its own: NodeLocal DNSCache puts ClusterIPs there.
         Rule::new::<F>([Statement::DaddrIsLocal, Statement::Verdict(Verdict::Return)]),
-        Rule::new::<F>([
-            Statement::In(SetName::ClusterIps),
-            Statement::Verdict(Verdict::Goto(ChainName::Refuse)),
-        ]),
+        Rule::new::<F>(
+            [Statement::In(SetName::ClusterIps)]
+                .into_iter()
+                .chain(ending(node, Verdict::Goto(ChainName::Refuse))),
+        ),
     ];
     rules.extend(service_cidrs.iter().map(|prefix| {
         let in_prefix = prefix_match(*prefix, false, Statement::Daddr);
-        Rule::new::<F>(
-            in_prefix
-                .into_iter()
-                .chain([Statement::Verdict(Verdict::Drop)]),
-        )
+        Rule::new::<F>(in_prefix.into_iter().chain(ending(node, Verdict::Drop)))
     }));
     rules
 }

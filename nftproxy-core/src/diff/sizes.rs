@@ -139,6 +139,7 @@ impl<F: Family> Delta<F> {
             self.set_rules.push((chain, rules));
         }
         self.sizes = sizes;
+        self.set_options = skeleton.set_options;
     }
 }
 

@@ -1,16 +1,17 @@
 //! Rulesets in a form in which two are equal if connections fare equally. Entry points:
 //! [`canonical`] and [`shared`].
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::chains::Links;
 use super::expr::text;
 use crate::compile::pick_rules;
 use crate::model::{EndpointAddress, Family};
-use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Destination, Element, Key};
-use crate::ruleset::expr::Verdict;
+use crate::ruleset::expr::{Expr, Verdict};
 use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::{FamilyRuleset, Rule};
 
 /// A ruleset in lines of which two are equal if connections fare equally: in which slot of several
 /// an endpoint is does not count, nor do chains that no packet comes to, such as those that are
@@ -61,10 +62,23 @@ fn chains<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
             },
         };
         for (number, rule) in rules.iter().enumerate() {
-            lines.insert(format!("chain {chain} {number}: {}", text::<F>(rule)));
+            let rule = without_counter(rule);
+            lines.insert(format!("chain {chain} {number}: {}", text::<F>(&rule)));
         }
     }
     lines
+}
+
+/// A rule as it is where nothing is counted, as that changes nothing for connections.
+fn without_counter(rule: &Rule) -> Cow<'_, Rule> {
+    if !rule.exprs.contains(&Expr::Counter) {
+        return Cow::Borrowed(rule);
+    }
+    let exprs = rule.exprs.iter().filter(|expr| **expr != Expr::Counter);
+    Cow::Owned(Rule {
+        text: String::new(),
+        exprs: exprs.cloned().collect(),
+    })
 }
 
 type Slots<F> = BTreeMap<(SetName, Destination<F>), Vec<(u32, EndpointAddress<F>)>>;

@@ -104,6 +104,7 @@ fn one(expr: &Expr) -> String {
         Expr::Dnat { address, port } => {
             format!("[ nat dnat addr_min reg {address} proto_min reg {port} ]")
         }
+        Expr::Counter => "counter".into(),
         Expr::Masquerade => "masquerade fully-random".into(),
         Expr::Reject(Reject::TcpReset) => "reject with tcp reset".into(),
         Expr::Reject(Reject::PortUnreachable) => "reject".into(),

@@ -1,11 +1,13 @@
 //! Services as a ruleset has them. Entry point: [`services_of`].
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::services::{
     DestinationRow, EndpointRow, ServiceRow, Standing, endpoints_text, outcome, socket,
 };
 use crate::compile::ClaimKind;
+use crate::counts::Counts;
 use crate::model::{EndpointAddress, Family, ServiceAddress, TrafficPolicy};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Destination, Element, Key};
@@ -156,6 +158,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             masquerade,
             sources: sources.get(destination).cloned().unwrap_or_default(),
             outcome,
+            connections: None,
         });
         if let Some(Verdict::Goto(ChainName::RememberFor(seconds))) = verdict(sticky) {
             row.affinity = Some(seconds.get());
@@ -168,6 +171,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
                     locality: None,
                     cluster: Some(Standing::Used),
                     local: None,
+                    connections: None,
                 });
             }
         }
@@ -177,4 +181,35 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
         row.endpoints.sort_by_key(|endpoint| endpoint.address);
     }
     rows
+}
+
+/// Adds to the Services of a ruleset what its table has counted.
+pub fn add_counts<F: Family>(rows: &mut [ServiceRow], counts: &Counts<F>) {
+    let mut destinations = BTreeMap::<ServiceAddress, u64>::new();
+    let mut endpoints = BTreeMap::<ServiceAddress, Vec<(SocketAddr, u64)>>::new();
+    for (element, number) in &counts.elements {
+        match (element.key(), element.data()) {
+            (Key::Slot(destination, _), Data::Endpoint(endpoint)) => {
+                let endpoints = endpoints.entry((*destination).into()).or_default();
+                endpoints.push((socket(*endpoint), *number));
+            }
+            (Key::Destination(destination), _) => {
+                // Connections that are dropped by the policy `Local` meet both maps.
+                let known = destinations.entry((*destination).into()).or_default();
+                *known = (*known).max(*number);
+            }
+            _ => {}
+        }
+    }
+    for row in rows.iter_mut().filter(|row| row.family == F::FAMILY) {
+        for at in &mut row.destinations {
+            at.connections = destinations.get(&at.address).copied();
+            for (endpoint, number) in endpoints.get(&at.address).into_iter().flatten() {
+                let known = row.endpoints.iter_mut().find(|it| it.address == *endpoint);
+                if let Some(known) = known {
+                    *known.connections.get_or_insert_default() += number;
+                }
+            }
+        }
+    }
 }

@@ -36,7 +36,7 @@ pub use changes::{ServiceChange, changes};
 pub use draw::{dot, svg};
 pub use explain::{Explanation, Query, Way, explain, explain_ruleset, rule_texts};
 pub use finding::{Finding, Kind, Severity};
-pub use found::services_of;
+pub use found::{add_counts, services_of};
 pub use others::is_kube_proxys;
 pub use services::{DestinationRow, EndpointRow, ServiceFilter, ServiceRow, Standing, services};
 pub use shadow::{Difference, differences};
@@ -59,7 +59,8 @@ struct Compiled<F: Family> {
 
 impl Desired<'_> {
     /// Compiles one family. Endpoints keep the slots that they were found in, as in the proxy, so
-    /// that what differs only by its history is equal.
+    /// that what differs only by its history is equal. And whether connections are counted is as it
+    /// was found: it is the proxy's business, and changes nothing for them.
     fn compile<F: Family>(&self, observed: Option<&Observed<F>>) -> Compiled<F> {
         let seeds = observed.map(|observed| Seeds::of(&observed.ruleset));
         let names: BTreeSet<_> = self
@@ -67,10 +68,17 @@ impl Desired<'_> {
             .services()
             .map(|service| service.name.clone())
             .collect();
+        let counts = observed.map_or(self.node.counts, |observed| {
+            observed.ruleset.skeleton.set_options.counts
+        });
+        let node = Node {
+            counts,
+            ..self.node.clone()
+        };
         let mut compilation = Compilation::default();
-        compilation.update(self.state, self.node, &names, &seeds.unwrap_or_default());
+        compilation.update(self.state, &node, &names, &seeds.unwrap_or_default());
         let cidrs = self.state.service_cidrs::<F>();
-        let skeleton = skeleton::<F>(self.node, &cidrs, &compilation.features());
+        let skeleton = skeleton::<F>(&node, &cidrs, &compilation.features());
         let ruleset = compilation.ruleset(skeleton);
         Compiled {
             compilation,

@@ -38,6 +38,7 @@ fn candidates<F: Family>(exprs: &[Expr]) -> Vec<Statement<F>> {
         Statement::IsDnat,
         Statement::DnatToRemembered,
         Statement::Masquerade,
+        Statement::Counter,
         Statement::Reject(Reject::PortUnreachable),
         Statement::Reject(Reject::TcpReset),
     ];
@@ -171,10 +172,12 @@ mod tests {
             DetectLocal::BridgeInterface("cni0".parse().unwrap()),
             DetectLocal::InterfaceNamePrefix("veth".parse().unwrap()),
         ] {
-            for masquerade_mark in [Some(1 << 14), Some(1), None] {
+            for (masquerade_mark, counts) in [(Some(1 << 14), true), (Some(1), false), (None, true)]
+            {
                 let node = Node {
                     detect_local: detect_local.clone(),
                     masquerade_mark,
+                    counts,
                     node_port_addresses_v4: NodePortAddresses::Only(Default::default()),
                     ..Node::default()
                 };
@@ -186,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_not_ours_gets_none() {
-        let foreign = Expr::Foreign("counter".into());
+        let foreign = Expr::Foreign("limit".into());
         assert_eq!(raise::<V4>(std::slice::from_ref(&foreign)), None);
         assert_eq!(raise::<V4>(&[]), None);
         let half = [Expr::CtStatus { register: 0 }];

@@ -43,6 +43,8 @@ pub struct DestinationRow {
     pub sources: Vec<String>,
     /// What becomes of connections: `2 endpoints`, `refuse`, `drop`, `2 endpoints, 1 from outside`.
     pub outcome: String,
+    /// How many new ones there were since this was last changed, where that is counted.
+    pub connections: Option<u64>,
 }
 
 /// An endpoint of a Service port.
@@ -56,6 +58,9 @@ pub struct EndpointRow {
     pub cluster: Option<Standing>,
     /// What it is where those of this node may be used only; none if that is nowhere.
     pub local: Option<Standing>,
+    /// How many new connections were led to it since it was last made a choice, where that is
+    /// counted. Those of remembered clients are not among them.
+    pub connections: Option<u64>,
 }
 
 /// Whether connections go to an endpoint.
@@ -194,6 +199,7 @@ fn row<F: Family>(
                 Vec::new()
             },
             outcome,
+            connections: None,
         });
     }
     let candidates = candidates::<F>(service, port, slices, filter);
@@ -238,6 +244,7 @@ fn row<F: Family>(
             locality: Some(endpoint.locality),
             cluster: has_cluster.then_some(cluster),
             local,
+            connections: None,
         }
     });
     let about = compilation

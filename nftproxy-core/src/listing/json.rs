@@ -144,6 +144,9 @@ fn set(kind: &str, name: String, fields: &Fields<'_>, sink: &mut dyn Sink) -> Re
         size: value("size")
             .and_then(|size| size.as_u64())
             .and_then(|size| size.try_into().ok()),
+        counts: value("stmt")
+            .and_then(|statements| statements.as_array().cloned())
+            .is_some_and(|statements| statements.iter().any(|it| it.get("counter").is_some())),
     };
     sink.set(&head);
     let Some(elements) = fields.get("elem") else {
@@ -230,6 +233,17 @@ fn joined(values: &[Value], sign: &str, out: &mut String) -> Option<()> {
     Some(())
 }
 
+/// `counter packets 1 bytes 60`, or the first word alone in a listing without state.
+fn counter_text(counter: &Value, out: &mut String) -> Option<()> {
+    match (counter.get("packets"), counter.get("bytes")) {
+        (Some(packets), Some(bytes)) => write!(out, "counter packets {packets} bytes {bytes}").ok(),
+        _ => {
+            out.push_str("counter");
+            Some(())
+        }
+    }
+}
+
 /// What stands in a match, a key or a value.
 fn operand(value: &Value, out: &mut String) -> Option<()> {
     let fields = match value {
@@ -266,10 +280,14 @@ fn operand(value: &Value, out: &mut String) -> Option<()> {
                     write!(out, " {name} {seconds}s").ok()?;
                 }
             }
+            if let Some(counter) = argument.get("counter") {
+                out.push(' ');
+                counter_text(counter, out)?;
+            }
             if let Some(comment) = text("comment") {
                 write!(out, " comment \"{comment}\"").ok()?;
             }
-            let known = ["val", "timeout", "expires", "comment"];
+            let known = ["val", "timeout", "expires", "counter", "comment"];
             let unknown = argument
                 .as_object()?
                 .keys()
@@ -387,6 +405,7 @@ fn statement(value: &Value, out: &mut String) -> Option<()> {
                 .any(|key| !known.contains(&key.as_str()));
             (!is_more).then_some(())
         }
+        "counter" if !argument.is_string() => counter_text(argument, out),
         "masquerade" => {
             let flags = match argument.get("flags") {
                 None => {

@@ -7,6 +7,7 @@ use super::port::port;
 use super::rule;
 use super::token::Token;
 use super::{Base, RuleText, SetHead, Sink};
+use crate::counts::Reason;
 use crate::diff::{Observed, Parts};
 use crate::model::{EndpointAddress, Family, IpFamily, Protocol};
 use crate::ruleset::element::{Data, Destination, Element, Key};
@@ -48,6 +49,9 @@ impl<F: Family> Sink for Ours<'_, F> {
             return self.foreign(format!("{} {}", set.kind, set.name));
         };
         if is_as_ours::<F>(name, set) {
+            if set.counts {
+                self.parts.counted.insert(name);
+            }
             self.parts.sets.insert(name);
             if let Some(size) = set.size.filter(|_| !schema(name).is_dynamic()) {
                 self.parts.sizes.insert(name, size);
@@ -66,7 +70,13 @@ impl<F: Family> Sink for Ours<'_, F> {
             return;
         }
         match element(set, words) {
-            Some(element) => self.parts.elements.push(element),
+            Some((element, packets)) => {
+                if let Some(packets) = packets {
+                    let counts = &mut self.parts.counts.elements;
+                    counts.push((element.clone(), packets));
+                }
+                self.parts.elements.push(element);
+            }
             None => self.foreign(format!("element {{ {} }} of {set}", join(words))),
         }
     }
@@ -88,14 +98,22 @@ impl<F: Family> Sink for Ours<'_, F> {
     }
 
     fn rule(&mut self, chain: &str, rule: &RuleText<'_>) {
-        let chain = ChainName::parse(chain);
-        let Some(rules) = chain.and_then(|chain| self.parts.chains.get_mut(&chain)) else {
+        let Some(chain) = ChainName::parse(chain) else {
             return;
         };
-        rules.push(rule::read::<F>(rule.words).unwrap_or_else(|| Rule {
+        let Some(rules) = self.parts.chains.get_mut(&chain) else {
+            return;
+        };
+        let read = rule::read::<F>(rule.words).unwrap_or_else(|| Rule {
             text: rule.raw.into(),
             exprs: vec![Expr::Foreign(format!("{} (line {})", rule.raw, rule.line))],
-        }));
+        });
+        let reason = Reason::of_rule(chain, &read);
+        if let (Some(reason), Some(packets)) = (reason, rule::counted(rule.words)) {
+            let counts = &mut self.parts.counts.rules;
+            counts.push((chain, rules.len(), reason, packets));
+        }
+        rules.push(read);
     }
 
     fn other(&mut self, what: String) {
@@ -179,6 +197,21 @@ impl<'t> Words<'_, 't> {
         self.next_if(".").then_some(())
     }
 
+    /// `counter packets 1 bytes 60`, of a set that may count: the packets, if there is a counter that
+    /// says how many.
+    fn counter(&mut self, set: SetName) -> Option<Option<u64>> {
+        if !SetName::COUNTED.contains(&set) || !self.next_if("counter") {
+            return Some(None);
+        }
+        if !self.next_if("packets") {
+            return Some(None);
+        }
+        let packets = self.next()?.parse().ok()?;
+        self.next_if("bytes").then_some(())?;
+        let _: u64 = self.next()?.parse().ok()?;
+        Some(Some(packets))
+    }
+
     fn address<F: Family>(&mut self) -> Option<F::Address> {
         F::address(self.next()?.parse::<IpAddr>().ok()?)
     }
@@ -223,8 +256,8 @@ pub(super) fn verdict(word: &str, chain: Option<&str>) -> Option<Verdict> {
     })
 }
 
-/// An element that we could have written; anything more or else is none.
-fn element<F: Family>(set: SetName, words: &[Token<'_>]) -> Option<Element<F>> {
+/// An element that we could have written, and what it has counted; anything more or else is none.
+fn element<F: Family>(set: SetName, words: &[Token<'_>]) -> Option<(Element<F>, Option<u64>)> {
     let schema = schema(set);
     let mut words = Words { rest: words };
     let has_address = schema.key.contains(&Field::Daddr);
@@ -248,6 +281,7 @@ fn element<F: Family>(set: SetName, words: &[Token<'_>]) -> Option<Element<F>> {
         }
         _ => Key::Destination(words.destination::<F>(has_address)?),
     };
+    let packets = words.counter(set)?;
     let comment = if words.next_if("comment") {
         Some(Comment::new(words.next()?))
     } else {
@@ -274,7 +308,7 @@ fn element<F: Family>(set: SetName, words: &[Token<'_>]) -> Option<Element<F>> {
     words
         .rest
         .is_empty()
-        .then(|| Element::of_parts(set, key, data, comment))
+        .then(|| (Element::of_parts(set, key, data, comment), packets))
 }
 
 /// An address, or an address and the length of its prefix.

@@ -29,6 +29,14 @@ pub(super) fn read<F: Family>(words: &[Token<'_>]) -> Option<Rule> {
     (!statements.is_empty()).then(|| Rule::new(statements))
 }
 
+/// The packets that the counter of a rule has seen; `None` if it has none, or does not say.
+pub(super) fn counted(words: &[Token<'_>]) -> Option<u64> {
+    let at = words
+        .windows(2)
+        .position(|two| two == [Token::Word("counter"), Token::Word("packets")])?;
+    words.get(at + 2)?.text()?.parse().ok()
+}
+
 /// What a key is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -117,6 +125,15 @@ impl<'t> Reader<'_, 't> {
             "masquerade" => {
                 self.take("masquerade fully-random")?;
                 return one(Statement::Masquerade);
+            }
+            "counter" => {
+                self.skip(1);
+                if self.is_next("packets") {
+                    let _: u64 = self.word()?.parse().ok()?;
+                    self.take("bytes")?;
+                    let _: u64 = self.word()?.parse().ok()?;
+                }
+                return one(Statement::Counter);
             }
             "reject" => return self.reject(protocol),
             "dnat" => return one(self.dnat::<F>()?),
@@ -571,6 +588,7 @@ mod tests {
             Statement::Remember(Protocol::Tcp, 77.try_into().unwrap()),
             Statement::DnatToRemembered,
             Statement::Masquerade,
+            Statement::Counter,
             Statement::Reject(Reject::PortUnreachable),
             Statement::Verdict(Verdict::Drop),
             Statement::Verdict(Verdict::Return),
@@ -587,7 +605,7 @@ mod tests {
     fn other_rules_are_not_ours() {
         for rule in [
             "accept",
-            "counter packets 0 bytes 0 drop",
+            "counter packets many bytes 0 drop",
             "ip saddr 10.0.0.1 accept",
             "tcp dport 80 drop",
             "masquerade",

@@ -192,8 +192,11 @@ fn set(tokens: &mut Tokens<'_>, kind: &str, sink: &mut dyn Sink) -> Result<()> {
                 is_announced = true;
                 elements(tokens, &head.name, sink)?;
             }
-            // `timeout 1h`, `auto-merge`, `comment "…"`, `counter` and the like: ours have none, and
-            // nothing is lost by them.
+            Some(Token::Word("counter")) => head.counts = true,
+            Some(Token::Word("comment")) => {
+                word(tokens, "a comment")?;
+            }
+            // `timeout 1h`, `auto-merge` and the like: ours have none, and nothing is lost by them.
             Some(_) => {}
         }
     }

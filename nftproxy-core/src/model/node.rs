@@ -26,6 +26,9 @@ pub struct Node {
     /// The packet mark that asks for masquerading, a single bit (host byte order). With `None`,
     /// marks are left alone, and what is to be masqueraded is told by where it was sent to.
     pub masquerade_mark: Option<u32>,
+    /// Whether new connections are counted: those to each Service port, to each endpoint, and those
+    /// that are refused or dropped, by reason. A change of it makes the tables anew.
+    pub counts: bool,
 }
 
 impl Default for Node {
@@ -38,6 +41,7 @@ impl Default for Node {
             ips: Vec::new(),
             masquerade_all: false,
             masquerade_mark: Some(1 << 14),
+            counts: false,
         }
     }
 }

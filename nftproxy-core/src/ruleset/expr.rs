@@ -110,6 +110,8 @@ pub enum Expr {
         /// First register of the key.
         register: Register,
     },
+    /// Counts the packets that get here. What it has counted is no part of the ruleset.
+    Counter,
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Translates the destination, address and port from registers.
@@ -266,6 +268,8 @@ pub enum Statement<F: Family> {
     },
     /// Translates the source.
     Masquerade,
+    /// Counts.
+    Counter,
     /// Refuses the packet.
     Reject(Reject),
     /// Ends the rule.
@@ -358,6 +362,7 @@ impl<F: Family> Statement<F> {
                 )
             }
             Self::Masquerade => "masquerade fully-random".into(),
+            Self::Counter => "counter".into(),
             Self::Reject(Reject::PortUnreachable) => "reject".into(),
             Self::Reject(Reject::TcpReset) => "reject with tcp reset".into(),
             Self::Verdict(verdict) => verdict.nft(),
@@ -548,6 +553,7 @@ impl<F: Family> Statement<F> {
                 });
             }
             Self::Masquerade => out.push(Expr::Masquerade),
+            Self::Counter => out.push(Expr::Counter),
             Self::Reject(reject) => out.push(Expr::Reject(*reject)),
             Self::Verdict(verdict) => out.push(Expr::Verdict(*verdict)),
         }

@@ -48,10 +48,26 @@ impl<F: Family> FamilyRuleset<F> {
 /// are always there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Skeleton {
+    /// How its sets and maps are declared.
+    pub set_options: SetOptions,
     /// Those of [`name::SetName::OPTIONAL`] that there are.
     pub sets: BTreeSet<SetName>,
     /// Rules by chain, in order.
     pub chains: BTreeMap<ChainName, Vec<Rule>>,
+}
+
+/// What may differ in the declaration of sets and maps; a table is made anew to change it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SetOptions {
+    /// Whether the elements of [`name::SetName::COUNTED`] count connections.
+    pub counts: bool,
+}
+
+impl SetOptions {
+    /// Whether the elements of a set count.
+    pub fn counts(self, set: SetName) -> bool {
+        self.counts && SetName::COUNTED.contains(&set)
+    }
 }
 
 impl Skeleton {

@@ -93,6 +93,18 @@ impl SetName {
     /// Sets and maps that a table may have, in order.
     pub const OPTIONAL: [Self; 2] = [Self::Masqueraded, Self::MasqueradedNodePorts];
 
+    /// Sets and maps whose elements can count the new connections that meet them.
+    pub const COUNTED: [Self; 8] = [
+        Self::Services,
+        Self::NodePorts,
+        Self::Unavailable,
+        Self::UnavailableNodePorts,
+        Self::Endpoints,
+        Self::LocalEndpoints,
+        Self::NodePortEndpoints,
+        Self::LocalNodePortEndpoints,
+    ];
+
     /// The name in the kernel.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -3,7 +3,7 @@
 //! What is not ours, or not as we would write it, is never an error: it ends up in
 //! [`Observed::foreign`], or as [`Expr::Foreign`] in a rule, which then differs from any of ours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::attribute::{attributes, be32, find, string};
 use super::constants::*;
@@ -89,15 +89,7 @@ impl<'a, F: Family> Decoder<'a, F> {
         let Some(rules) = chain.and_then(|chain| self.parts.chains.get_mut(&chain)) else {
             return;
         };
-        let list = find(message, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
-        let exprs = attributes(list)
-            .filter(|(attribute, _)| *attribute == NFTA_LIST_ELEM)
-            .map(|(_, expression)| decode_expression::<F>(expression))
-            .collect();
-        rules.push(Rule {
-            text: String::new(),
-            exprs,
-        });
+        rules.push(decode_rule::<F>(message));
     }
 
     /// Takes a message of a set dump. Returns the set if its elements should be listed.
@@ -125,6 +117,14 @@ impl<'a, F: Family> Decoder<'a, F> {
             self.foreign(format!("set {name} of another type"));
             return None;
         }
+        let expression = find(message, NFTA_SET_EXPR);
+        match expression.map(|it| find(it, NFTA_EXPR_NAME).and_then(string)) {
+            None => {}
+            Some(Some("counter")) => {
+                self.parts.counted.insert(set);
+            }
+            Some(_) => self.foreign(format!("an expression for the elements of {set}")),
+        }
         self.parts.sets.insert(set);
         let description = find(message, NFTA_SET_DESC).unwrap_or_default();
         let size = find(description, NFTA_SET_DESC_SIZE).and_then(be32);
@@ -143,6 +143,16 @@ impl<'a, F: Family> Decoder<'a, F> {
                 None => self.foreign(format!("element of {set}")),
             }
         }
+    }
+
+    /// Takes an element.
+    pub(super) fn element(&mut self, element: Element<F>) {
+        self.parts.elements.push(element);
+    }
+
+    /// The sets so far whose elements count.
+    pub(super) fn counted(&self) -> &BTreeSet<SetName> {
+        &self.parts.counted
     }
 
     /// Takes over elements that were collected apart.
@@ -169,6 +179,19 @@ impl<'a, F: Family> Decoder<'a, F> {
     /// What all of it amounts to.
     pub(super) fn finish(self) -> Observed<F> {
         self.parts.finish()
+    }
+}
+
+/// Decodes a message of a rule dump.
+pub(super) fn decode_rule<F: Family>(message: &[u8]) -> Rule {
+    let list = find(message, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+    let exprs = attributes(list)
+        .filter(|(attribute, _)| *attribute == NFTA_LIST_ELEM)
+        .map(|(_, expression)| decode_expression::<F>(expression))
+        .collect();
+    Rule {
+        text: String::new(),
+        exprs,
     }
 }
 
@@ -311,6 +334,7 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
             },
         },
         "immediate" if number(1)? == 0 => Expr::Verdict(decode_verdict(find(data, 2)?)?),
+        "counter" => Expr::Counter,
         // The kernel fills the ends of the ranges in.
         "nat"
             if number(1)? == NFT_NAT_DNAT

@@ -26,7 +26,7 @@ use crate::ruleset::expr::{
 };
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
 use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, schema};
-use crate::ruleset::{Rule, Table};
+use crate::ruleset::{Rule, SetOptions, Table};
 
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
@@ -321,6 +321,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             take_over,
             table,
             sizes,
+            set_options,
             add_sets,
             add_chains,
             set_rules,
@@ -336,7 +337,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         match table {
             TableChange::Keep => {}
             TableChange::Claim => self.claim_table(),
-            TableChange::Create => self.create_table(sizes),
+            TableChange::Create => self.create_table(sizes, *set_options),
             TableChange::Recreate => {
                 self.message(
                     NFT_MSG_DELTABLE,
@@ -344,12 +345,12 @@ impl<'a, F: Family> Encoder<'a, F> {
                     &self.bare_table(),
                     Operation::Table(Verb::Delete),
                 );
-                self.create_table(sizes);
+                self.create_table(sizes, *set_options);
             }
         }
         let mut ids = SetName::ALL.len() as u32 + 1..;
         for (set, id) in add_sets.iter().zip(&mut ids) {
-            self.add_set(*set, id, sizes.get(set).copied());
+            self.add_set(*set, id, sizes.get(set).copied(), *set_options);
         }
         for chain in add_chains {
             self.add_chain(*chain);
@@ -363,7 +364,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             let remade = sizes.iter().filter(|(set, _)| !add_sets.contains(set));
             for ((set, size), id) in remade.zip(&mut ids) {
                 self.delete_set(*set);
-                self.add_set(*set, id, Some(*size));
+                self.add_set(*set, id, Some(*size), *set_options);
             }
         }
         for (chain, rules) in set_rules {
@@ -396,7 +397,7 @@ impl<'a, F: Family> Encoder<'a, F> {
         }
     }
 
-    fn create_table(&mut self, sizes: &Sizes) {
+    fn create_table(&mut self, sizes: &Sizes, options: SetOptions) {
         let mut table = self.bare_table();
         table.bytes(sys::NFTNL_TABLE_USERDATA, &userdata::comment(TABLE_COMMENT));
         if self.holds {
@@ -409,7 +410,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             Operation::Table(Verb::Add),
         );
         for (id, set) in (1..).zip(SetName::ALL) {
-            self.add_set(set, id, sizes.get(&set).copied());
+            self.add_set(set, id, sizes.get(&set).copied(), options);
         }
     }
 
@@ -426,7 +427,13 @@ impl<'a, F: Family> Encoder<'a, F> {
         self.message(NFT_MSG_DELSET, 0, &object, Operation::Set(set));
     }
 
-    pub(super) fn add_set(&mut self, set: SetName, id: u32, size: Option<u32>) {
+    pub(super) fn add_set(
+        &mut self,
+        set: SetName,
+        id: u32,
+        size: Option<u32>,
+        options: SetOptions,
+    ) {
         let schema = schema(set);
         let mut object = self.named_set(set);
         object.u32(sys::NFTNL_SET_ID, id);
@@ -456,6 +463,21 @@ impl<'a, F: Family> Encoder<'a, F> {
             &object,
             Operation::Set(set),
         );
+        if options.counts(set) {
+            self.add_counter();
+        }
+    }
+
+    /// Has the elements of the set in the last message count. Each that is added gets a counter of
+    /// its own.
+    fn add_counter(&mut self) {
+        let out = &mut self.batch.bytes;
+        let expression = begin_nest(out, NFTA_SET_EXPR);
+        put_str(out, NFTA_EXPR_NAME, "counter");
+        let data = begin_nest(out, NFTA_EXPR_DATA);
+        end_nest(out, data);
+        end_nest(out, expression);
+        end_message(out, self.last);
     }
 
     pub(super) fn add_chain(&mut self, chain: ChainName) {
@@ -842,6 +864,7 @@ fn expression<F: Family>(expr: &Expr) -> Option<Expression> {
             .u32(sys::NFTNL_EXPR_NAT_FAMILY, nfproto(F::FAMILY).into())
             .u32(sys::NFTNL_EXPR_NAT_REG_ADDR_MIN, register(*address))
             .u32(sys::NFTNL_EXPR_NAT_REG_PROTO_MIN, register(*port)),
+        Expr::Counter => named(c"counter")?,
         Expr::Masquerade => {
             named(c"masq")?.u32(sys::NFTNL_EXPR_MASQ_FLAGS, NF_NAT_RANGE_RANDOM_FULLY)
         }

@@ -29,7 +29,7 @@ use crate::ruleset::name::{SetName, SlotMap};
 use crate::ruleset::schema::schema;
 
 /// How often a listing is tried again because the ruleset changed meanwhile.
-const LIST_ATTEMPTS: usize = 10;
+pub(super) const LIST_ATTEMPTS: usize = 10;
 /// Up to so many elements, a dump is faster than reading key by key.
 const DUMP_MAX: usize = 60_000;
 
@@ -269,14 +269,14 @@ impl Netlink {
 }
 
 /// Names a set in a request for its elements.
-fn put_set(out: &mut Vec<u8>, table: &Table, set: SetName) {
+pub(super) fn put_set(out: &mut Vec<u8>, table: &Table, set: SetName) {
     put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
     put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
 }
 
 /// Whether the ruleset changed while it was listed: a dump was interrupted, or an object went away
 /// between two.
-fn is_passing(error: &ApplyError) -> bool {
+pub(super) fn is_passing(error: &ApplyError) -> bool {
     match error {
         ApplyError::Receive(error) => error.raw_os_error() == Some(DUMP_INTERRUPTED),
         ApplyError::Refused(refusal) => refusal.is_not_found(),

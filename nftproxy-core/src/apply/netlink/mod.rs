@@ -3,6 +3,7 @@
 pub(crate) mod attribute;
 pub mod conntrack;
 mod constants;
+mod counters;
 mod decode;
 mod encode;
 mod ffi;

@@ -201,7 +201,8 @@ impl fmt::Display for Part {
 mod tests {
     use super::*;
 
-    /// What an expression belongs to; `None` for one that is not ours. A new one has to say.
+    /// What an expression belongs to; `None` for one that is not ours, or that rules do without. A new
+    /// one has to say.
     fn part_of(expr: &Expr) -> Option<Part> {
         Some(match expr {
             Expr::Payload { .. }
@@ -217,6 +218,7 @@ mod tests {
             Expr::FibType { .. } => Part::Fib,
             Expr::Numgen { .. } => Part::Numgen,
             Expr::Dnat { .. } => Part::Dnat,
+            Expr::Counter => return None,
             Expr::Masquerade => Part::Masquerade,
             Expr::Reject(_) => Part::Reject,
             Expr::Foreign(_) => return None,

@@ -5,6 +5,7 @@
 //! The kernel loads modules on the way, as it would for the real thing.
 
 use std::io;
+use std::num::NonZeroU16;
 
 use nftnl::nftnl_sys as sys;
 use nix::errno::Errno;
@@ -14,12 +15,12 @@ use super::encode::Encoder;
 use super::part::Part;
 use super::{Netlink, Refusal};
 use crate::apply::{ApplyError, Verb};
-use crate::model::{Family, IpFamily, V4, V6};
-use crate::ruleset::element::Element;
-use crate::ruleset::expr::{Expr, MetaKey, Register};
+use crate::model::{Family, IpFamily, Protocol, V4, V6};
+use crate::ruleset::element::{Destination, Element, Role};
+use crate::ruleset::expr::{Expr, MetaKey, Register, Statement, Verdict};
 use crate::ruleset::name::{ChainName, SetName};
 use crate::ruleset::schema::base_chain;
-use crate::ruleset::{Rule, Table};
+use crate::ruleset::{Rule, SetOptions, Table};
 
 /// The name of a table that never is.
 const SCRATCH: &str = "nftproxy-scratch";
@@ -116,12 +117,47 @@ impl Netlink {
         Ok(can_destroy)
     }
 
+    /// Whether elements of maps can count, each by itself because the map's declaration says so, and
+    /// rules can.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn can_count(&mut self) -> Result<bool, ApplyError> {
+        // Whichever family this kernel has.
+        Ok(self.try_counters::<V4>()? || self.try_counters::<V6>()?)
+    }
+
+    fn try_counters<F: Family>(&mut self) -> Result<bool, ApplyError> {
+        let scratch = scratch();
+        let mut encoder = Encoder::<F>::new(&scratch, true);
+        encoder.begin();
+        encoder.add_dormant_table();
+        encoder.add_set(SetName::Unavailable, 1, None, SetOptions { counts: true });
+        let destination = Destination {
+            address: F::read_address(&vec![0; F::ADDRESS_LEN]),
+            protocol: Protocol::Tcp,
+            port: NonZeroU16::MIN,
+        };
+        let elements = [Element::verdict(
+            Role::Unavailable,
+            destination,
+            Verdict::Drop,
+        )];
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        encoder.elements(Verb::Add, NFT_MSG_NEWSETELEM, flags, &elements);
+        encoder.add_chain(ChainName::Guard);
+        let rule = Rule::new::<F>([Statement::Counter]);
+        encoder.add_rule(ChainName::Guard, &rule);
+        Ok(self.try_batch(encoder)?.is_empty())
+    }
+
     fn try_destroy<F: Family>(&mut self) -> Result<bool, ApplyError> {
         let scratch = scratch();
         let mut encoder = Encoder::<F>::new(&scratch, true);
         encoder.begin();
         encoder.add_dormant_table();
-        encoder.add_set(SetName::ClusterIps, 1, None);
+        encoder.add_set(SetName::ClusterIps, 1, None, SetOptions::default());
         let address = F::read_address(&vec![0; F::ADDRESS_LEN]);
         let elements: Vec<_> = address.map(Element::cluster_ip).into_iter().collect();
         encoder.elements(Verb::Forget, NFT_MSG_DESTROYSETELEM, 0, &elements);
@@ -155,7 +191,7 @@ fn try_family<'a, F: Family>(
     encoder.add_dormant_table();
     for (id, set) in (1..).zip(SetName::ALL) {
         note(&encoder, Part::Sets);
-        encoder.add_set(set, id, None);
+        encoder.add_set(set, id, None, SetOptions::default());
     }
     for chain in ChainName::FIXED {
         if base_chain(chain).is_some() {

@@ -63,7 +63,7 @@ fn row(scale: Scale, size: Size, traffic: Traffic, beds: &[(Rules, Forwarder)]) 
         }
     }
     let spreads: Vec<Spread> = samples.into_iter().map(spread_of).collect();
-    let [none, conntrack, static_dnat, nftproxy] = spreads[..] else {
+    let [none, conntrack, static_dnat, nftproxy, counting, telling] = spreads[..] else {
         unreachable!("there is a forwarder for each set of rules");
     };
     let case = format!("{traffic}, {size}");
@@ -71,6 +71,10 @@ fn row(scale: Scale, size: Size, traffic: Traffic, beds: &[(Rules, Forwarder)]) 
         .over(FLOOR, static_dnat)
         .with("conntrack alone", conntrack.p50)
         .with("ratio to it", nftproxy.p50 / conntrack.p50)
+        .with("counting", counting.p50)
+        .with("counting to not", counting.p50 / nftproxy.p50)
+        .with("telling", telling.p50)
+        .with("telling to not", telling.p50 / nftproxy.p50)
         .with("no rules", none.p50))
 }
 
@@ -85,6 +89,10 @@ enum Rules {
     StaticDnat,
     /// Those of nftproxy, for all Services.
     Nftproxy,
+    /// The same, with counters.
+    Counting,
+    /// The same as nftproxy's, while clients are told of endpoints that are gone.
+    Telling,
 }
 
 /// What packets are sent.
@@ -105,6 +113,8 @@ impl fmt::Display for Rules {
             Self::Conntrack => "conntrack alone",
             Self::StaticDnat => "one DNAT rule",
             Self::Nftproxy => "nftproxy",
+            Self::Counting => "nftproxy that counts",
+            Self::Telling => "nftproxy that tells of endpoints that are gone",
         })
     }
 }
@@ -120,15 +130,17 @@ impl fmt::Display for Traffic {
 }
 
 impl Rules {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 6] = [
         Self::None,
         Self::Conntrack,
         Self::StaticDnat,
         Self::Nftproxy,
+        Self::Counting,
+        Self::Telling,
     ];
 
     fn translate(self) -> bool {
-        matches!(self, Self::StaticDnat | Self::Nftproxy)
+        !matches!(self, Self::None | Self::Conntrack)
     }
 
     fn load(self, forwarder: &Forwarder, size: Size) -> Result<()> {
@@ -147,7 +159,12 @@ impl Rules {
                 }}",
                 destination(0).1,
             ),
-            Self::Nftproxy => return load_nftproxy(forwarder, size),
+            Self::Nftproxy => return load_nftproxy(forwarder, size, false),
+            Self::Counting => return load_nftproxy(forwarder, size, true),
+            Self::Telling => {
+                load_nftproxy(forwarder, size, false)?;
+                telling()
+            }
         };
         forwarder
             .node
@@ -156,7 +173,28 @@ impl Rules {
     }
 }
 
-fn load_nftproxy(forwarder: &Forwarder, size: Size) -> Result<()> {
+/// The table beside the proxy's that tells clients of endpoints that are gone. Packets are of UDP here,
+/// so it does not begin by asking for TCP: what comes after that is what it costs.
+fn telling() -> String {
+    let gone: Vec<_> = (0..1_000_u32)
+        .map(|n| format!("{} . udp . 8080", Ipv4Addr::from_bits(0x0af0_0000 + n)))
+        .collect();
+    format!(
+        "table ip nftproxy-gone {{
+            set gone {{
+                type ipv4_addr . inet_proto . inet_service; flags timeout
+                elements = {{ {} }}
+            }}
+            chain forward {{
+                type filter hook forward priority 0;
+                ct status dnat ct direction original ip daddr . meta l4proto . th dport @gone drop
+            }}
+        }}",
+        gone.join(", ")
+    )
+}
+
+fn load_nftproxy(forwarder: &Forwarder, size: Size, counts: bool) -> Result<()> {
     let cluster = Cluster {
         protocol: Protocol::Udp,
         ..Cluster::new(size)
@@ -167,6 +205,7 @@ fn load_nftproxy(forwarder: &Forwarder, size: Size) -> Result<()> {
     let node = Node {
         detect_local: DetectLocal::Cidrs(vec![CLIENT_RANGE.parse().context("reading a range")?]),
         node_port_addresses_v4: NodePortAddresses::Only([NODE.into()].into()),
+        counts,
         ..Node::default()
     };
     let netlink = forwarder.node.run(Netlink::open)?;
