@@ -9,6 +9,7 @@ mod conntrack;
 mod daemon;
 mod data_path;
 mod decode;
+mod pace;
 mod repair;
 mod restart;
 
@@ -56,6 +57,7 @@ pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
         cold::jobs,
         change::jobs,
         burst::jobs,
+        pace::jobs,
         restart::jobs,
         repair::jobs,
         affinity::jobs,
