@@ -146,6 +146,17 @@ fn all_kinds_of_rows_have_a_floor() {
     });
 }
 
+/// Changes that keep coming are all in force in the end; how long each waits has no floor.
+#[test]
+fn all_changes_of_a_paced_engine_come_into_force() {
+    in_sandbox(|| {
+        let rows = rows("pace");
+        assert_eq!(rows.len(), 2);
+        let n_changes: Vec<_> = rows.values().map(|row| row["ours"]["n"].as_u64()).collect();
+        assert_eq!(n_changes, [Some(200), Some(20)]);
+    });
+}
+
 /// The whole process adds all elements, and none when it starts again; what it asks for and what
 /// it gets follows from the way to list.
 #[test]
