@@ -4,6 +4,7 @@ pub(crate) mod attribute;
 pub mod conntrack;
 mod constants;
 mod decode;
+mod details;
 mod encode;
 mod ffi;
 mod flow_trace;
