@@ -3,7 +3,7 @@
 # What a Debian system needs beside Rust: to build, and for the tests and the demo.
 PACKAGES := gcc libc6-dev pkg-config libmnl-dev libnftnl-dev nftables iproute2 iptables conntrack util-linux valgrind chromium
 # What it takes to boot other kernels; the kernels themselves are downloaded, and not installed.
-MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg kmod qemu-system-x86
+MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg ipset ipvsadm kmod qemu-system-x86
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
@@ -84,13 +84,15 @@ check: setup ## formatting, lints, docs, dependencies
 	else echo "cargo-deny is not installed; dependencies are not checked"; fi
 
 DESCRIBED := target/described
-deb: setup ## a Debian package, with man pages and completions
+deb: setup ## a Debian package, with man pages and completions; and its symbols in a file beside it
 	@$(CARGO) deb --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deb
 	$(CARGO) build --release --package nftproxy-bin
 	rm -rf $(DESCRIBED)
 	target/release/nftproxy man $(DESCRIBED)/man
 	for shell in bash zsh fish; do target/release/nftproxy completions $$shell > $(DESCRIBED)/nftproxy.$$shell || exit 1; done
-	$(CARGO) deb --package nftproxy-bin --no-build
+	deploy/split target/release/nftproxy $(DESCRIBED)
+	$(CARGO) deb --package nftproxy-bin --no-build --no-strip
+	mv $(DESCRIBED)/nftproxy.debug target/debian/
 
 bless: setup ## write the goldens anew; read the difference before committing it
 	BLESS=1 $(CARGO) test --package nftproxy-core --test golden

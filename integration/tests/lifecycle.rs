@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use integration::apiserver::{ApiServer, Resource};
 use integration::daemon::{Daemon, Output, binary, run};
-use integration::fixtures::{NODE_NAME, read};
+use integration::fixtures::{NODE_NAME, path, read};
 use integration::netns::{Namespace, in_sandbox, skip};
 
 /// Rules of kube-proxy in mode iptables, beside those of the kubelet and of a CNI plugin.
@@ -238,6 +238,28 @@ fn mistakes_on_the_command_line_end_with_1() {
         assert_eq!((code, err.as_str()), (Some(0), ""));
         assert!(out.starts_with("nftproxy "), "{out}");
     });
+}
+
+/// Whoever has read enough of what is printed has not made a mistake.
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let manifests = format!("--manifests={}", path("all.yaml").display());
+    for arguments in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["render", &manifests],
+        &["check", "--help"],
+        &["run", "--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(binary().unwrap());
+        let output = command.args(arguments).stdout(writer).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {error}");
+        let complains = error.contains("pipe") || error.contains("panicked");
+        assert!(!complains, "{arguments:?}: {error}");
+    }
 }
 
 /// O-14, O-79: the init container sets the host up and makes no table; it needs the API server.

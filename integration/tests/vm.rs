@@ -247,6 +247,23 @@ fn a_family_goes_without_the_other() {
     );
 }
 
+/// O-148: looking for what mode ipvs has left loads none of its modules.
+#[test]
+fn looking_for_leftovers_loads_no_module() {
+    let Some(_machine) = machine() else { return };
+    let modules = ["ip_vs", "ip_set", "dummy"];
+    modules.iter().for_each(|module| unload(module));
+    let namespace = Namespace::new("node").unwrap();
+    let output = namespace.run(|| {
+        let mut command = Command::new(binary().unwrap());
+        command.arg("cleanup").output().unwrap()
+    });
+    assert!(output.status.success(), "{output:?}");
+    for module in modules {
+        assert!(!is_loaded(module), "{module}");
+    }
+}
+
 /// O-81: sysctls of connection tracking that is not loaded yet are set, as the rules load it first.
 #[test]
 fn sysctls_of_a_module_that_is_not_loaded_are_set() {

@@ -7,7 +7,7 @@ mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use served::{Served, Treatment};
+pub use served::{Details, Masquerade, Served, Treatment};
 
 /// A table, of anybody.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

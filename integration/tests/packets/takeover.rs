@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use integration::daemon::{Daemon, binary, run};
 use integration::kube_proxy::{self, affinity_set};
 use integration::lab::{CLIENT, Dual};
-use integration::manifest::{SERVICE_PORT, cluster_ip};
+use integration::manifest::{SERVICE_PORT, cluster_ip, load_balancer_ip};
 use integration::netns::{Namespace, in_sandbox, skip};
 use integration::traffic::{Flow, Protocol, Stream, probe_many};
 use serde_json::json;
@@ -418,7 +418,9 @@ fn a_dry_run_changes_nothing_and_tells_what_would() {
             }
             // A Service more, one less, and an endpoint less.
             bed.put("new", 3, &[POD1], |_| {});
-            bed.put("plain", PLAIN, &[POD1], |_| {});
+            bed.put("plain", PLAIN, &[POD1], |service| {
+                service["spec"]["sessionAffinity"] = "ClientIP".into();
+            });
             bed.manifests.remove("sticky").unwrap();
             let new = format!("{}:{SERVICE_PORT}", cluster_ip(3).v4);
             let gone = format!("{}:{SERVICE_PORT}", cluster_ip(STICKY).v4);
@@ -428,6 +430,11 @@ fn a_dry_run_changes_nothing_and_tells_what_would() {
                 "endpoints of default/plain:tcp: 10.244.1.13:8080 would lose their clients".into(),
             ] {
                 daemon.wait_for_log(&format!("dry run: {line}")).unwrap();
+            }
+            let kept = "clients of default/plain:tcp keep their endpoint not at all now, and would \
+                        for 10800 s";
+            if matches!(mode, Mode::Nftables) {
+                daemon.wait_for_log(kept).unwrap();
             }
             for page in ["127.0.0.1:20256/healthz", "127.0.0.1:20249/metrics"] {
                 let ask = ["curl", "-sf", page];
@@ -446,6 +453,63 @@ fn a_dry_run_changes_nothing_and_tells_what_would() {
                 "{log}"
             );
             assert_eq!(daemon.stop().unwrap(), Some(0));
+            if matches!(mode, Mode::Nftables) {
+                compare_details(&bed, &arguments);
+            } else {
+                assert!(
+                    log.contains("notCompared=\"masquerading, source ranges, session affinity")
+                );
+            }
         }
     });
+}
+
+/// What kube-proxy's rules do beside leading to endpoints is compared, too.
+fn compare_details(bed: &Bed, arguments: &[&str]) {
+    bed.put_both();
+    let ip = load_balancer_ip(PLAIN);
+    let firewall = |protocol: &str, ranges: &str| {
+        let chain = format!("firewall-ULMVA6XW-default/plain/{protocol}/{protocol}");
+        format!(
+            "table ip kube-proxy {{\n chain {chain} {{ ip saddr != {ranges} drop; }}\n}}\n\
+             add element ip kube-proxy firewall-ips \
+             {{ {} . {protocol} . {SERVICE_PORT} : goto {chain} }}\n",
+            ip.v4
+        )
+    };
+    // Nobody is masqueraded from outside, and fewer may come there.
+    let script = firewall("tcp", "{ 198.51.100.0/24, 10.0.0.0/9, 10.128.0.0/9 }")
+        + &firewall("udp", "192.0.2.0/25")
+        + &firewall("sctp", "{ 10.0.0.0/8 }")
+        + "flush chain ip kube-proxy external-ULMVA6XW-default/plain/tcp/tcp\n\
+           flush chain ip kube-proxy service-ULMVA6XW-default/plain/udp/udp\n";
+    let node = &bed.lab.node;
+    node.exec_with_input(&["nft", "-f", "-"], &script).unwrap();
+    bed.put("sticky", STICKY, &[POD1, POD2, REMOTE], |_| {});
+    let mut daemon = Daemon::start(node, arguments).unwrap();
+    let (ip, cluster_ip) = (ip.v4, cluster_ip(PLAIN).v4);
+    for line in [
+        format!(
+            "tcp {ip}:{SERVICE_PORT} of default/plain:tcp is open to 10.0.0.0/8 198.51.100.0/24 now, and would be to everybody"
+        ),
+        format!(
+            "udp {ip}:{SERVICE_PORT} of default/plain:udp is open to 192.0.2.0/25 now, and would be to everybody"
+        ),
+        format!(
+            "sctp {ip}:{SERVICE_PORT} of default/plain:sctp is open to 10.0.0.0/8 now, and would be to everybody"
+        ),
+        format!(
+            "tcp {ip}:{SERVICE_PORT} of default/plain:tcp: nobody is masqueraded now, and everybody would be"
+        ),
+        format!(
+            "udp {cluster_ip}:{SERVICE_PORT} of default/plain:udp: nobody is masqueraded now, and all but pods would be"
+        ),
+        "clients of default/sticky:tcp keep their endpoint for 600 s now, and would not at all"
+            .to_owned(),
+    ] {
+        daemon.wait_for_log(&format!("dry run: {line}")).unwrap();
+    }
+    daemon
+        .wait_for_log("notCompared=\"hairpins, health-check node ports\"")
+        .unwrap();
 }

@@ -1,12 +1,12 @@
 //! `nftproxy check`: whether this host has what the proxy needs.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde::Serialize;
 
 use super::args::{CheckArgs, NodeFlags, OutputFormat};
+use super::paint;
 use crate::check::{self, Finding, Level};
 use crate::config::Settings;
 
@@ -45,9 +45,7 @@ pub(crate) fn run(args: &CheckArgs, settings: &Settings) -> anyhow::Result<ExitC
             serde_json::to_string_pretty(&document).context("writing JSON")? + "\n"
         }
     };
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .context("writing the findings")?;
+    paint::print(&text)?;
     Ok(ExitCode::from(match outcome {
         Level::Ok | Level::Note => 0,
         Level::Warning if args.allow_warnings => 0,

@@ -1,7 +1,6 @@
 //! What is made of the command line's own description: completions for shells, and man pages.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,6 +9,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 use super::args::Cli;
+use super::paint;
 
 /// The section of man pages that is for administration.
 const SECTION: &str = "8";
@@ -46,9 +46,10 @@ pub(crate) struct ManArgs {
 
 pub(crate) fn run(what: &Describe) -> anyhow::Result<()> {
     match what {
-        Describe::Completions(args) => io::stdout()
-            .write_all(&completions(args.shell))
-            .context("writing to standard output"),
+        Describe::Completions(args) => {
+            let script = String::from_utf8(completions(args.shell)).context("a script is text")?;
+            paint::print(&script)
+        }
         Describe::Man(args) => write_man_pages(&args.folder),
     }
 }

@@ -1,14 +1,12 @@
 //! `nftproxy render`: manifests in, an nft script out. It needs no privileges.
 
-use std::io::Write;
-
 use anyhow::{Context, bail};
 use nftproxy_core::compile::{Compiled, compile};
 use nftproxy_core::render;
 use tracing::warn;
 
 use super::args::{FamilyChoice, RenderArgs};
-use super::inputs;
+use super::{inputs, paint};
 use crate::config::Settings;
 use crate::source::once;
 
@@ -32,9 +30,7 @@ pub(crate) fn run(args: &RenderArgs, settings: &Settings) -> anyhow::Result<()> 
     match &args.output {
         Some(path) => std::fs::write(path, script)
             .with_context(|| format!("writing the script to {}", path.display()))?,
-        None => std::io::stdout()
-            .write_all(script.as_bytes())
-            .context("writing the script")?,
+        None => paint::print(&script)?,
     }
     for problem in &problems {
         warn!("{problem}");

@@ -146,6 +146,14 @@ fn compare<F: Family>(shadow: &Shadow<F>, ours: &FamilyRuleset<F>) -> Found {
     }
 }
 
+/// What is not looked at in a mode.
+fn not_compared(mode: &str) -> &'static str {
+    match mode {
+        "nftables" => "hairpins, health-check node ports",
+        _ => "masquerading, source ranges, session affinity, hairpins, health-check node ports",
+    }
+}
+
 /// kube-proxy's mode, and what its rules do.
 fn theirs<F: Family>() -> anyhow::Result<Option<(&'static str, Served<F>)>> {
     let mut netlink = Netlink::open()?;
@@ -162,7 +170,7 @@ fn say<F: Family>(found: &Found) {
         Found::Differences(mode, n, differences) => {
             if differences.is_empty() {
                 info!(
-                    ipFamily = %family, mode, destinations = n,
+                    ipFamily = %family, mode, destinations = n, notCompared = not_compared(mode),
                     "dry run: a takeover from kube-proxy would change no destination and no endpoint"
                 );
                 return;
@@ -176,9 +184,14 @@ fn say<F: Family>(found: &Found) {
             }
             info!(
                 ipFamily = %family, mode, destinations = n, differences = differences.len(),
+                notCompared = not_compared(mode),
                 "dry run: a takeover from kube-proxy would change these"
             );
         }
+        Found::Nobody if leftovers::has_ipvs() => info!(
+            ipFamily = %family,
+            "dry run: kube-proxy runs in mode ipvs, whose virtual servers are not compared"
+        ),
         Found::Nobody => info!(
             ipFamily = %family,
             "dry run: there are no rules of kube-proxy in mode nftables or iptables to compare with"

@@ -37,9 +37,14 @@ const SETS: [&str; 17] = [
 /// ipset names are no longer than this.
 const SET_NAME_MAX: usize = 31;
 
+/// Whether kube-proxy runs in mode ipvs here, or did.
+pub(crate) fn is_there() -> bool {
+    Path::new("/sys/class/net").join(LINK).exists()
+}
+
 /// Removes virtual servers and the link; how many there were.
 pub(super) fn remove() -> anyhow::Result<usize> {
-    if !Path::new("/sys/class/net").join(LINK).exists() {
+    if !is_there() {
         return Ok(0);
     }
     let addresses = addresses()?;

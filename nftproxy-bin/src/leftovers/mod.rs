@@ -16,6 +16,7 @@ use nftproxy_core::model::IpFamily;
 use nftproxy_core::ruleset::Table;
 use tracing::{error, info};
 
+pub(crate) use self::ipvs::is_there as has_ipvs;
 pub(crate) use self::served::served as served_by_iptables;
 pub(crate) use nftproxy_core::inspect::kube_proxy::TABLE as KUBE_PROXY_TABLE;
 

@@ -2,22 +2,36 @@
 //! call, with the libraries of this system.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::list::{Kernel, run};
 
 /// What the tests, the product or the kernel itself call.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 26] = [
     "busybox",
     "cat",
     "conntrack",
     "depmod",
     "ip",
+    "ip6tables-legacy-restore",
+    "ip6tables-legacy-save",
+    "ip6tables-nft",
+    "ip6tables-nft-restore",
+    "ip6tables-nft-save",
+    "ip6tables-legacy",
+    "ipset",
+    "iptables-legacy",
+    "iptables-legacy-restore",
+    "iptables-legacy-save",
+    "iptables-nft",
+    "iptables-nft-restore",
+    "iptables-nft-save",
+    "ipvsadm",
     "modprobe",
     "nft",
     "rmmod",
@@ -110,6 +124,11 @@ pub(crate) fn make(
     if certificates.exists() {
         copy(certificates, &root.join(certificates.strip_prefix("/")?))?;
     }
+    // What iptables loads for each match and target.
+    let extensions = Path::new("/usr/lib")
+        .join(format!("{}-linux-gnu", env::consts::ARCH))
+        .join("xtables");
+    copy_all(&extensions, &root.join(extensions.strip_prefix("/")?))?;
     for data in &built.data {
         copy_all(data, &root.join(data.strip_prefix("/")?))?;
     }

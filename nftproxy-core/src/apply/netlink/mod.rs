@@ -5,6 +5,7 @@ pub mod conntrack;
 mod constants;
 mod counters;
 mod decode;
+mod details;
 mod encode;
 mod ffi;
 mod flow_trace;

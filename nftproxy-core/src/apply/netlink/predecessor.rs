@@ -14,6 +14,9 @@ use crate::neighbour::{Served, Treatment};
 use crate::ruleset::Table;
 use crate::ruleset::element::Destination;
 
+/// kube-proxy's chain that refuses.
+const REJECT_CHAIN: &str = "reject-chain";
+
 impl Netlink {
     /// Reads the clients of all sets of the table that have them; `None` if there is no such table.
     ///
@@ -92,6 +95,7 @@ impl Netlink {
                 }
             },
         )?;
+        let mut chains = Vec::new();
         // What is served to some counts as served.
         for map in [
             "no-endpoint-services",
@@ -99,22 +103,43 @@ impl Netlink {
             "service-ips",
             "service-nodeports",
         ] {
-            self.dump::<F>(
-                NFT_MSG_GETSETELEM,
-                map,
-                |out| {
-                    put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
-                    put_str(out, NFTA_SET_ELEM_LIST_SET, map);
-                },
-                |message| {
-                    let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                    let elements = attributes(list);
-                    let destinations = &mut served.destinations;
-                    destinations.extend(elements.filter_map(|(_, it)| destination::<F>(it)));
-                },
-            )?;
+            let destinations = &mut served.destinations;
+            self.dump_map(table, map, |destination, element| {
+                if let Some(treatment) = treatment(element) {
+                    destinations.insert(destination, treatment);
+                }
+                if let Some(chain) = goto(element).filter(|chain| *chain != REJECT_CHAIN) {
+                    chains.push((destination, chain.to_owned()));
+                }
+            })?;
         }
+        served.details = Some(self.list_details(table, &chains)?);
         Ok(Some(served))
+    }
+
+    /// Takes the elements of a map from destinations to verdicts.
+    pub(super) fn dump_map<F: Family>(
+        &mut self,
+        table: &Table,
+        map: &str,
+        mut take: impl FnMut(Destination<F>, &[u8]),
+    ) -> Result<(), ApplyError> {
+        self.dump::<F>(
+            NFT_MSG_GETSETELEM,
+            map,
+            |out| {
+                put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
+                put_str(out, NFTA_SET_ELEM_LIST_SET, map);
+            },
+            |message| {
+                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                for (_, element) in attributes(list) {
+                    if let Some(destination) = destination(element) {
+                        take(destination, element);
+                    }
+                }
+            },
+        )
     }
 
     fn has_table<F: Family>(&mut self, table: &Table) -> Result<bool, ApplyError> {
@@ -132,8 +157,8 @@ impl Netlink {
     }
 }
 
-/// A destination, and what becomes of its connections.
-fn destination<F: Family>(element: &[u8]) -> Option<(Destination<F>, Treatment)> {
+/// The destination that is an element's key.
+fn destination<F: Family>(element: &[u8]) -> Option<Destination<F>> {
     let key = find(find(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?;
     // Each field takes words of four bytes.
     let (address, rest) = match key.len() {
@@ -143,21 +168,34 @@ fn destination<F: Family>(element: &[u8]) -> Option<(Destination<F>, Treatment)>
             (Some(F::read_address(address)?), rest)
         }
     };
-    let destination = Destination {
+    Some(Destination {
         address,
         protocol: Protocol::from_number(*rest.first()?)?,
         port: NonZeroU16::new(u16::from_be_bytes(rest.get(4..6)?.try_into().ok()?))?,
-    };
+    })
+}
+
+/// What becomes of an element's connections.
+fn treatment(element: &[u8]) -> Option<Treatment> {
+    match (verdict(element)?, goto(element)) {
+        (NF_DROP, _) => Some(Treatment::Dropped),
+        (NFT_GOTO, Some(REJECT_CHAIN)) => Some(Treatment::Refused),
+        (NFT_GOTO, Some(_)) => Some(Treatment::Served),
+        _ => None,
+    }
+}
+
+fn verdict(element: &[u8]) -> Option<i32> {
     let verdict = find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT)?;
-    let code = find(verdict, NFTA_VERDICT_CODE).and_then(be32)? as i32;
-    let chain = find(verdict, NFTA_VERDICT_CHAIN).and_then(string);
-    let treatment = match (code, chain) {
-        (NF_DROP, _) => Treatment::Dropped,
-        (NFT_GOTO, Some("reject-chain")) => Treatment::Refused,
-        (NFT_GOTO, Some(_)) => Treatment::Served,
-        _ => return None,
-    };
-    Some((destination, treatment))
+    find(verdict, NFTA_VERDICT_CODE)
+        .and_then(be32)
+        .map(u32::cast_signed)
+}
+
+/// The chain that an element leads to.
+pub(super) fn goto(element: &[u8]) -> Option<&str> {
+    let verdict = find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT)?;
+    find(verdict, NFTA_VERDICT_CHAIN).and_then(string)
 }
 
 /// A client, and for how long it is still remembered.
