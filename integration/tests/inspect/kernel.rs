@@ -133,7 +133,7 @@ fn a_healthy_node_is_clean_and_damage_is_found() {
             ),
             (
                 "insert rule ip6 nftproxy guard counter",
-                "error foreign  chain guard: rule 1 is none that should be there: counter",
+                "error extra  chain guard: rule 1 is none that should be there: counter",
             ),
             (
                 "add chain ip nftproxy mine",
