@@ -132,7 +132,7 @@ fn all_kinds_of_rows_have_a_floor() {
         for (only, expected) in [
             ("rolling update", 1),
             ("storm", 1),
-        ("pace", 2),
+            ("pace", 2),
             ("affinity", 1),
             ("conntrack", 3),
             ("repair", 9),

@@ -51,7 +51,9 @@ impl Bed {
     /// Hears of what others do in the first.
     pub(crate) fn listen(&self, twin: &mut Twin) -> Result<Monitor> {
         let mut monitor = self.main.run(|| Monitor::open(&Table::default(), None))?;
+        // Whoever listens in one namespace makes the kernel tell in all of them, so both are spared it.
         monitor.know(&mut twin.main);
+        monitor.know(&mut twin.floor);
         Ok(monitor)
     }
 
@@ -161,13 +163,13 @@ impl<F: Family> Kernel<F> for Twin {
         let encode = start.elapsed();
         let is_floor_first = is_floor_first();
         if is_floor_first {
-            self.on_floor(|twin| twin.floor.send(&batch, delta))?;
+            self.on_floor(|twin| twin.floor.send_unheard(&batch, delta).map(drop))?;
         }
         let start = Instant::now();
-        self.main.send(&batch, delta)?;
+        self.main.send_unheard(&batch, delta)?;
         let kernel = start.elapsed();
         if !is_floor_first {
-            self.on_floor(|twin| twin.floor.send(&batch, delta))?;
+            self.on_floor(|twin| twin.floor.send_unheard(&batch, delta).map(drop))?;
         }
         let committed = Committed {
             bytes: batch.bytes().len(),

@@ -209,13 +209,22 @@ impl Netlink {
         encode::batch(delta, &self.table, can_destroy, self.holds)
     }
 
-    /// Sends a batch without having the kernel tell us of it. Returns whether somebody else may
-    /// have committed meanwhile, of which nothing will be heard.
-    fn send_hushed<F: Family>(
+    /// Sends a batch that a delta was encoded as, as [`Kernel::commit`] does: if it is large, without
+    /// having the kernel tell us of it. Returns whether somebody else may have committed meanwhile, of
+    /// which nothing will be heard.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::commit`].
+    pub fn send_unheard<F: Family>(
         &mut self,
         batch: &Batch,
         delta: &Delta<F>,
     ) -> Result<bool, ApplyError> {
+        if delta.counts().operations() <= HUSHED_FROM && delta.take_over.is_none() {
+            self.send(batch, delta)?;
+            return Ok(false);
+        }
         let Some(subscription) = self.subscription.upgrade() else {
             self.send(batch, delta)?;
             return Ok(false);
@@ -296,13 +305,7 @@ impl<F: Family> Kernel<F> for Netlink {
         let start = Instant::now();
         let batch = self.encode(delta);
         let encode = start.elapsed();
-        let is_overheard = if delta.counts().operations() > HUSHED_FROM || delta.take_over.is_some()
-        {
-            self.send_hushed(&batch, delta)?
-        } else {
-            self.send(&batch, delta)?;
-            false
-        };
+        let is_overheard = self.send_unheard(&batch, delta)?;
         Ok(Committed {
             bytes: batch.bytes.len(),
             messages: batch.messages(),
