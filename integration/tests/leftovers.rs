@@ -337,6 +337,7 @@ fn ipvs_goes_and_others_stay() {
             let Output { code, err, .. } = run(&node.0.namespace, &["cleanup"]).unwrap();
             assert_eq!(code, Some(0), "{err}");
             assert_eq!(node.snapshot(), before, "{backends:?}: {err}");
+            assert!(err.contains("IPVS virtual servers"), "{err}");
             let Output { code, err, .. } = run(&node.0.namespace, &["cleanup"]).unwrap();
             assert_eq!(code, Some(0), "{err}");
             assert_eq!(node.snapshot(), before, "once more: {err}");

@@ -222,6 +222,11 @@ fn mistakes_on_the_command_line_end_with_1() {
             (&["--nonsense"][..], "Usage:"),
             (&["--v=x"], "Usage:"),
             (
+                &["--config=/proc/sys/kernel/ostype"],
+                "failed to decode /proc/sys/kernel/ostype: invalid type: string \\\"Linux\\\", \
+                 expected a document with apiVersion and kind",
+            ),
+            (
                 &["--config=/nonexistent"],
                 "\"command failed\" err=\"failed complete: ",
             ),

@@ -300,7 +300,11 @@ fn set<T: Default + PartialEq>(field: &mut T, default: impl Into<T>) {
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(
+    rename_all = "camelCase",
+    default,
+    expecting = "a document with apiVersion and kind"
+)]
 struct TypeMeta {
     api_version: String,
     kind: String,

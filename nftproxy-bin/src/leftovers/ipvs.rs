@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use nftproxy_core::host;
 use nix::ifaddrs::getifaddrs;
 use tracing::warn;
 
@@ -39,7 +40,8 @@ const SET_NAME_MAX: usize = 31;
 
 /// Whether kube-proxy runs in mode ipvs here, or did.
 pub(crate) fn is_there() -> bool {
-    Path::new("/sys/class/net").join(LINK).exists()
+    // `/sys/class/net` may be that of another network namespace.
+    host::links().is_ok_and(|links| links.iter().any(|link| link.name == LINK))
 }
 
 /// Removes virtual servers and the link; how many there were.
