@@ -12,7 +12,7 @@ use crate::model::Family;
 use crate::ruleset::element::Element;
 use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::schema::base_chain;
-use crate::ruleset::{FamilyRuleset, Rule, SetOptions, Skeleton, Table};
+use crate::ruleset::{Comment, FamilyRuleset, Rule, SetOptions, Skeleton, Table};
 pub use sizes::Sizes;
 use sizes::{count, outgrown, sizes_for};
 
@@ -47,6 +47,8 @@ pub struct Delta<F: Family> {
     pub remember: Vec<Remembered<F>>,
     /// Chains to delete that nothing refers to.
     pub delete_chains: Vec<ChainName>,
+    /// A line that tells of the table, in the place of the one before; see [`crate::provenance`].
+    pub about: Option<Comment>,
 }
 
 /// What becomes of the table and its sets.
@@ -95,6 +97,7 @@ impl<F: Family> Default for Delta<F> {
             add_elements: Vec::new(),
             remember: Vec::new(),
             delete_chains: Vec::new(),
+            about: None,
         }
     }
 }
@@ -115,6 +118,7 @@ impl<F: Family> Delta<F> {
             add_elements,
             remember,
             delete_chains,
+            about,
         } = self;
         take_over.is_none()
             && *table == TableChange::Keep
@@ -127,6 +131,7 @@ impl<F: Family> Delta<F> {
             && add_elements.is_empty()
             && remember.is_empty()
             && delete_chains.is_empty()
+            && about.is_none()
     }
 
     /// How much there is to do.
@@ -232,6 +237,8 @@ pub struct Observed<F: Family> {
     pub sizes: Sizes,
     /// Who keeps others from changing it.
     pub holder: Holder,
+    /// What its own line tells of it.
+    pub about: Option<Comment>,
     /// What it has counted, if that was in a listing that was read; the kernel is asked apart.
     pub counts: Counted<F>,
 }
@@ -266,6 +273,8 @@ pub(crate) struct Parts<F: Family> {
     pub(crate) foreign: Vec<String>,
     /// As in [`Observed::holder`].
     pub(crate) holder: Holder,
+    /// As in [`Observed::about`].
+    pub(crate) about: Option<Comment>,
     /// As in [`Observed::counts`].
     pub(crate) counts: Counted<F>,
 }
@@ -280,6 +289,7 @@ impl<F: Family> Default for Parts<F> {
             elements: Vec::new(),
             foreign: Vec::new(),
             holder: Holder::Nobody,
+            about: None,
             counts: Counted::default(),
         }
     }
@@ -335,6 +345,7 @@ impl<F: Family> Parts<F> {
             foreign: self.foreign,
             sizes: self.sizes,
             holder: self.holder,
+            about: self.about,
             counts: self.counts,
         }
     }
@@ -363,8 +374,10 @@ pub fn diff<F: Family>(observed: Option<&Observed<F>>, desired: &FamilyRuleset<F
             return anew(table, skeleton, picks.iter().copied(), elements);
         }
     };
-    let mut delta = Delta::default();
-    delta.set_options = skeleton.set_options;
+    let mut delta = Delta {
+        set_options: skeleton.set_options,
+        ..Delta::default()
+    };
     if observed.holder == Holder::Gone {
         delta.table = TableChange::Claim;
     }

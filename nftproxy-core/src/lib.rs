@@ -118,6 +118,7 @@ pub mod k8s;
 pub mod listing;
 pub mod model;
 pub mod neighbour;
+pub mod provenance;
 pub mod render;
 pub mod ruleset;
 pub mod sync;

@@ -43,6 +43,7 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
         add_elements,
         remember,
         delete_chains,
+        about,
     } = delta;
     let mut out = String::new();
     let at = format!("{} {}", F::FAMILY.nft_name(), place.name());
@@ -104,6 +105,12 @@ pub fn delta_in<F: Family>(place: &Table, delta: &Delta<F>) -> String {
     }
     for chain in delete_chains {
         line(format!("delete chain {at} {chain}"));
+    }
+    if let Some(about) = about {
+        let chain = ChainName::About;
+        line(format!("add chain {at} {chain}"));
+        line(format!("flush chain {at} {chain}"));
+        line(format!("add rule {at} {chain} return comment \"{about}\""));
     }
     out
 }

@@ -18,9 +18,10 @@ use crate::compile::{
 use crate::diff::sizes::{self, Occupancy};
 use crate::diff::{Counts, Delta, Holder, Observed, TableChange, anew, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
+use crate::provenance::{self, Digest};
 use crate::ruleset::element::{Destination, Element, Key};
 use crate::ruleset::name::{ChainName, Pick, SetName};
-use crate::ruleset::{FamilyRuleset, Skeleton, Table};
+use crate::ruleset::{Comment, FamilyRuleset, Skeleton, Table};
 
 /// So many elements the kernel may refuse before a full sync gives up.
 const REFUSED_MAX: usize = 16;
@@ -44,6 +45,10 @@ pub struct Syncer<F: Family, K> {
     predecessor: Option<(Table, Vec<F::Address>)>,
     /// ServiceCIDRs that were among the [`Leftovers`] already.
     known_service_cidrs: Vec<(F::Address, u8)>,
+    /// The digest of the elements in the kernel, if it is known without looking at all of them.
+    digest: Option<Digest>,
+    /// The line in the table, if it is known.
+    about: Option<Comment>,
 }
 
 #[derive(Debug)]
@@ -126,6 +131,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             reported: BTreeSet::new(),
             predecessor: None,
             known_service_cidrs: Vec::new(),
+            digest: None,
+            about: None,
         }
     }
 
@@ -231,6 +238,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             picks: installed.picks.clone(),
             elements: elements.into_iter().collect(),
         };
+        self.about.clone_from(&observed.about);
         // One of ours that nothing needs is as good as if we had left it.
         installed.picks.extend(&observed.ruleset.picks);
         let mended = observed.ruleset.skeleton.spoiled_picks();
@@ -304,7 +312,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             ..Timings::default()
         };
         match self.commit(&mut delta, &mut timings) {
-            Ok(committed) => Ok(self.report(false, &delta, committed, timings)),
+            Ok(committed) => {
+                self.note_digest(&delta);
+                Ok(self.report(false, &delta, committed, timings))
+            }
             Err(error) if error.is_retryable() => {
                 // The table may not be what it is thought to be.
                 self.installed = None;
@@ -315,6 +326,61 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
                 Err(self.explain(state, error, &delta))
             }
         }
+    }
+
+    /// Keeps the digest in step with an ordinary sync.
+    fn note_digest(&mut self, delta: &Delta<F>) {
+        if !delta.sizes.is_empty() {
+            // It adds what was there already.
+            self.digest = None;
+        }
+        if let Some(digest) = &mut self.digest {
+            delta
+                .delete_elements
+                .iter()
+                .for_each(|gone| digest.remove(gone));
+            delta.add_elements.iter().for_each(|come| digest.add(come));
+        }
+    }
+
+    /// Writes into the table what it amounts to, unless that stands there; see
+    /// [`crate::provenance`]. After a full sync this takes a look at all elements, else it costs the
+    /// same however many there are.
+    ///
+    /// It is a batch of its own, some time after the last change: a line in each would cost each
+    /// sync three messages.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses; it is left for another time.
+    pub fn write_about(&mut self) -> Result<bool, ApplyError> {
+        let Some(installed) = &self.installed else {
+            return Ok(false);
+        };
+        let compilation = &self.compilation;
+        let mut digest = *self.digest.get_or_insert_with(|| {
+            let mut digest = Digest::default();
+            let elements = compilation.elements();
+            elements.iter().for_each(|element| digest.add(element));
+            digest
+        });
+        let Installed {
+            node,
+            service_cidrs,
+            features,
+            ..
+        } = installed;
+        digest.add_chains(&skeleton::<F>(node, service_cidrs, features));
+        let about = Comment::new(&provenance::line(digest));
+        if self.about.as_ref() == Some(&about) {
+            return Ok(false);
+        }
+        self.kernel.commit(&Delta {
+            about: Some(about.clone()),
+            ..Delta::default()
+        })?;
+        self.about = Some(about);
+        Ok(true)
     }
 
     /// The UDP flows that the syncs since the last call left behind; see
@@ -526,7 +592,10 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         })?;
         let mut picks: BTreeSet<_> = self.compilation.picks().collect();
         let mut sizes = delta.sizes.clone();
+        self.digest = None;
+        self.about = None;
         if let (false, Some(observed)) = (delta.table.is_new(), observed) {
+            self.about = observed.about;
             picks.extend(observed.ruleset.picks);
             picks.extend(observed.ruleset.skeleton.spoiled_picks());
             skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton);

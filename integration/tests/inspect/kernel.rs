@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use integration::daemon::{Daemon, Output, binary, run};
 use integration::netns::{Namespace, in_sandbox};
@@ -38,6 +40,15 @@ impl Node {
             daemon
                 .wait_for_log(&format!("ipFamily=\"{family}\" full=true"))
                 .unwrap();
+        }
+        // A second after the last change it tells of the tables in them.
+        for family in ["ip", "ip6"] {
+            let list = ["nft", "list", "chain", family, "nftproxy", "about"];
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while host.exec(&list).is_err() {
+                assert!(Instant::now() < deadline, "{}", daemon.log());
+                sleep(Duration::from_millis(20));
+            }
         }
         daemon.stop().unwrap();
         Self { host, cluster }
@@ -206,7 +217,25 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
         };
         let desired = digest(&[]);
         assert_eq!(desired.lines().count(), 2, "{desired}");
-        assert_eq!(digest(&["--from", "kernel"]), desired);
+        // The table says so itself, in one line, once all is quiet.
+        let found = digest(&["--from", "kernel"]);
+        let without: Vec<_> = found
+            .lines()
+            .map(|line| line.split(", as the").next().unwrap())
+            .collect();
+        assert_eq!(without, desired.lines().collect::<Vec<_>>());
+        assert_eq!(
+            found.matches("), as the table says\n").count(),
+            2,
+            "{found}"
+        );
+        let about = node
+            .host
+            .exec(&["nft", "list", "chain", "ip", "nftproxy", "about"])
+            .unwrap();
+        let own = format!("layout 1, digest {}\"", fields(&desired)[1]);
+        assert!(about.contains(&own), "{about}");
+        let desired = found;
         // A chain that is left over decides nothing.
         node.nft("add chain ip nftproxy pick-99");
         assert_eq!(digest(&["--from", "kernel"]), desired);
@@ -215,6 +244,17 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
         let (was, is) = (fields(&desired), fields(&damaged));
         // IPv4, its digest, `shared`, its digest.
         assert_ne!(was[1], is[1]);
+        let own = format!(
+            "and the table says: nftproxy {}, layout 1, digest {}\n",
+            env!("CARGO_PKG_VERSION"),
+            was[1]
+        );
+        assert!(damaged.contains(&own), "{damaged}");
+        let (_, findings) = node.audit();
+        let told = |finding: &String| {
+            finding.starts_with("note different  table ip nftproxy: it says of itself")
+        };
+        assert!(findings.iter().any(told), "{findings:?}");
         assert_eq!(was[3], is[3]);
         assert_eq!(desired.lines().nth(1), damaged.lines().nth(1));
         node.nft("flush map ip nftproxy services");

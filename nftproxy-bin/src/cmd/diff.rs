@@ -199,6 +199,7 @@ fn observed<F: Family>(ruleset: FamilyRuleset<F>) -> Observed<F> {
         foreign: Vec::new(),
         sizes: Sizes::new(),
         holder: Holder::Nobody,
+        about: None,
         counts: Counts::default(),
     }
 }

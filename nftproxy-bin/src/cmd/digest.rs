@@ -1,7 +1,7 @@
 //! `nftproxy digest`: what a node's rules amount to, in one line for each family.
 //!
-//! The digest is taken of what is there, when it is asked for. Were it written into the table, it
-//! would say what the proxy meant to write, whatever became of it.
+//! The digest is taken of what is there, when it is asked for. What the table says of itself is what
+//! the proxy meant to write, whatever became of it; if that differs, it is said.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -11,6 +11,7 @@ use anyhow::ensure;
 use nftproxy_core::inspect::{OfFamily, canonical, shared};
 use nftproxy_core::listing::Listing;
 use nftproxy_core::model::{IpFamily, V4, V6};
+use nftproxy_core::provenance::{Digest, digest_in};
 use serde::Serialize;
 
 use super::args::{DigestArgs, DigestFormat, Origin};
@@ -33,6 +34,9 @@ struct FamilyDigest {
     family: &'static str,
     /// Of everything.
     digest: String,
+    /// What the table says of itself, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    about: Option<String>,
     /// Of what all nodes have.
     shared: String,
     /// Lines that the digest is of.
@@ -84,11 +88,20 @@ pub(crate) fn run(args: &DigestArgs, settings: &Settings) -> anyhow::Result<Exit
             let FamilyDigest {
                 family,
                 digest,
+                about,
                 shared,
                 lines,
                 text: _,
             } = of;
-            let _ = writeln!(text, "{family} {digest} shared {shared} ({lines} lines)");
+            let _ = write!(text, "{family} {digest} shared {shared} ({lines} lines)");
+            match about.as_deref().map(|about| (about, digest_in(about))) {
+                Some((_, Some(own))) if own == digest => text.push_str(", as the table says"),
+                Some((about, _)) => {
+                    let _ = write!(text, ", and the table says: {about}");
+                }
+                None => {}
+            }
+            text.push('\n');
             text
         }),
         DigestFormat::Lines => all.iter().map(|of| of.text.as_str()).collect(),
@@ -103,10 +116,15 @@ pub(crate) fn run(args: &DigestArgs, settings: &Settings) -> anyhow::Result<Exit
 
 /// The digest of one family; `None` if it has no table.
 fn digest<F: OfFamily>(side: &Side) -> anyhow::Result<Option<FamilyDigest>> {
-    let (whole, shared) = match side {
+    let (digest, about, whole, shared) = match side {
         Side::Desired(cluster) => {
             let ruleset = cluster.desired().ruleset::<F>(None);
-            (canonical(&ruleset), shared(&ruleset))
+            (
+                Digest::of(&ruleset),
+                None,
+                canonical(&ruleset),
+                shared(&ruleset),
+            )
         }
         Side::Found(listing) => {
             let Some(observed) = F::of(listing) else {
@@ -115,13 +133,21 @@ fn digest<F: OfFamily>(side: &Side) -> anyhow::Result<Option<FamilyDigest>> {
             if let Some(foreign) = observed.foreign.first() {
                 anyhow::bail!("the table holds what is not nftproxy's: {foreign}");
             }
-            (canonical(&observed.ruleset), shared(&observed.ruleset))
+            let ruleset = &observed.ruleset;
+            let about = observed.about.as_ref().map(ToString::to_string);
+            (
+                Digest::of(ruleset),
+                about,
+                canonical(ruleset),
+                shared(ruleset),
+            )
         }
     };
     let text = joined::<F>(&whole);
     Ok(Some(FamilyDigest {
         family: F::FAMILY.kubernetes_name(),
-        digest: sum(&text),
+        digest: digest.to_string(),
+        about,
         shared: sum(&joined::<F>(&shared)),
         lines: whole.len(),
         text,

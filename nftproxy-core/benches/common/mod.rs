@@ -97,6 +97,7 @@ pub(crate) fn observed(ruleset: FamilyRuleset<V4>) -> Observed<V4> {
         foreign: Vec::new(),
         sizes: Sizes::new(),
         holder: Holder::Nobody,
+        about: None,
         counts: Default::default(),
     }
 }

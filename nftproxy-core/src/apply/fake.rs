@@ -16,7 +16,7 @@ use crate::model::Family;
 use crate::ruleset::element::{Data, Element, Key};
 use crate::ruleset::expr::Expr;
 use crate::ruleset::name::{ChainName, SetName};
-use crate::ruleset::{self, FamilyRuleset, Rule, SetOptions, Skeleton};
+use crate::ruleset::{self, Comment, FamilyRuleset, Rule, SetOptions, Skeleton};
 
 /// One family's table in memory.
 #[derive(Debug, Clone)]
@@ -42,6 +42,7 @@ pub struct FakeKernel<F: Family> {
 #[derive(Debug, Clone)]
 struct Table<F: Family> {
     set_options: SetOptions,
+    about: Option<Comment>,
     sets: BTreeSet<SetName>,
     sizes: Sizes,
     chains: BTreeMap<ChainName, Vec<Rule>>,
@@ -110,6 +111,11 @@ impl<F: Family> FakeKernel<F> {
         table.map(|table| table.sizes.clone()).unwrap_or_default()
     }
 
+    /// What its own line tells of the table.
+    pub fn about(&self) -> Option<Comment> {
+        self.table.as_ref()?.about.clone()
+    }
+
     /// The table as a ruleset.
     pub fn ruleset(&self) -> Option<FamilyRuleset<F>> {
         let table = self.table.as_ref()?;
@@ -147,6 +153,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             foreign: self.foreign.iter().cloned().collect(),
             sizes: self.sizes(),
             holder: Holder::Nobody,
+            about: self.about(),
             counts: counts::Counts::default(),
         }))
     }
@@ -163,6 +170,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
                 foreign: self.foreign.iter().cloned().collect(),
                 sizes,
                 holder: Holder::Nobody,
+                about: self.about(),
                 counts: counts::Counts::default(),
             }
         }))
@@ -265,9 +273,11 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         add_elements,
         remember,
         delete_chains,
+        about,
     } = delta;
     let empty = || Table {
         set_options: *set_options,
+        about: None,
         sets: BTreeSet::new(),
         sizes: Sizes::new(),
         chains: BTreeMap::new(),
@@ -346,6 +356,9 @@ fn apply<F: Family>(table: Option<Table<F>>, delta: &Delta<F>) -> Result<Table<F
         if table.chains.remove(chain).is_none() {
             return Err(refused::<F>(Operation::Chain(Verb::Delete, *chain), ENOENT));
         }
+    }
+    if about.is_some() {
+        table.about.clone_from(about);
     }
     Ok(table)
 }

@@ -182,9 +182,6 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
     /// Does what has time.
     pub(super) fn tidy(&mut self, trims_heap: bool, outcomes: &mut Vec<Outcome>) {
         let family = F::FAMILY;
-        if std::mem::take(&mut self.is_heap_untidy) && trims_heap {
-            trim_heap();
-        }
         if let Err(error) = self.syncer.sweep_affinity() {
             outcomes.push(Outcome::TidyFailed { family, error });
         }
@@ -196,6 +193,12 @@ impl<F: FlowFamily, K: Kernel<F>> Half<F, K> {
                 self.syncer.distrust();
                 outcomes.push(Outcome::ChainDeletionFailed { family, error });
             }
+        }
+        if let Err(error) = self.syncer.write_about() {
+            outcomes.push(Outcome::TidyFailed { family, error });
+        }
+        if std::mem::take(&mut self.is_heap_untidy) && trims_heap {
+            trim_heap();
         }
     }
 }

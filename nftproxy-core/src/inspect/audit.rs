@@ -5,6 +5,7 @@ use super::owners::Owners;
 use super::{Desired, OfFamily, chains, elements, others, table_text};
 use crate::listing::{Listing, Unread};
 use crate::model::{IpFamily, V4, V6};
+use crate::provenance::{self, Digest};
 use crate::ruleset::Table;
 
 /// What an audit came to.
@@ -155,6 +156,16 @@ fn audit_family<F: OfFamily>(
         let effect = "the proxy's next full comparison removes it by building the table anew";
         of_table(Severity::Error, Kind::Foreign, what.clone(), effect)
     }));
+
+    let digest = Digest::of(&observed.ruleset).to_string();
+    let line = observed.about.as_ref();
+    if let Some(own) = line.and_then(|line| provenance::digest_in(line.as_str()))
+        && own != digest
+    {
+        let message = format!("it says of itself that its digest is {own}, and it is {digest}");
+        let effect = "it was changed after that was written, which is done when all has been quiet for a second";
+        findings.push(of_table(Severity::Note, Kind::Different, message, effect));
+    }
 
     let ruleset = &compiled.ruleset;
     chains::compare(ruleset, &observed.ruleset, |finding| findings.push(finding));

@@ -14,6 +14,7 @@ use super::ours::type_name;
 use super::text::short;
 use super::token::Tokens;
 use super::{Base, Reading, RuleText, SetHead, Sink};
+use crate::ruleset::name::ChainName;
 
 #[derive(Deserialize)]
 struct Document<'a> {
@@ -352,6 +353,12 @@ fn rule(chain: &str, fields: &Fields<'_>, line: usize, sink: &mut dyn Sink) -> R
             text.truncate(start);
             unknown(value, &mut text);
         }
+    }
+    if ChainName::parse(chain) == Some(ChainName::About)
+        && let Some(raw) = fields.get("comment")
+        && let Ok(comment) = serde_json::from_str::<String>(raw.get())
+    {
+        let _ = write!(text, " comment \"{comment}\"");
     }
     let words: Vec<_> = Tokens::new(&text).collect();
     sink.rule(

@@ -85,6 +85,9 @@ impl<F: Family> Sink for Ours<'_, F> {
         let Some(chain) = ChainName::parse(name) else {
             return self.foreign(format!("chain {name}"));
         };
+        if chain == ChainName::About {
+            return;
+        }
         let wanted = self.table.base_chain(chain).map(|base| Base {
             chain_type: "nat".into(),
             hook: base.hook.nft().into(),
@@ -101,6 +104,11 @@ impl<F: Family> Sink for Ours<'_, F> {
         let Some(chain) = ChainName::parse(chain) else {
             return;
         };
+        if chain == ChainName::About {
+            let comment = rule.words.last().copied().and_then(Token::text);
+            self.parts.about = comment.map(Comment::new);
+            return;
+        }
         let Some(rules) = self.parts.chains.get_mut(&chain) else {
             return;
         };

@@ -191,6 +191,8 @@ pub enum ChainName {
     Input,
     /// Base chain: source addresses.
     Postrouting,
+    /// No packet comes here; the comment of its one rule tells of the table.
+    About,
     /// Remembers an endpoint for so many seconds: `remember-10800`.
     RememberFor(NonZeroU32),
     /// Picks an endpoint at random.
@@ -199,7 +201,7 @@ pub enum ChainName {
 
 impl ChainName {
     /// The chains whose names are fixed, in order of creation.
-    pub const FIXED: [Self; 20] = [
+    pub const FIXED: [Self; 21] = [
         Self::Refuse,
         Self::MasqueradeExternal,
         Self::MasqueradeExternalLocal,
@@ -220,6 +222,7 @@ impl ChainName {
         Self::Remember,
         Self::Input,
         Self::Postrouting,
+        Self::About,
     ];
 
     /// The chain of this name in the kernel.
@@ -257,6 +260,7 @@ impl ChainName {
             Self::Remember => "remember",
             Self::Input => "input",
             Self::Postrouting => "postrouting",
+            Self::About => "about",
             Self::RememberFor(_) | Self::Pick(_) => return None,
         })
     }

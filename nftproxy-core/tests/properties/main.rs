@@ -25,6 +25,7 @@ use nftproxy_core::apply::{ApplyError, Committed, Kernel};
 use nftproxy_core::compile::{Compiled, Features, compile, skeleton};
 use nftproxy_core::diff::{Counts, Delta, Observed, diff};
 use nftproxy_core::model::{Family, Node, ServiceName, State, V4, V6};
+use nftproxy_core::provenance::{Digest, digest_in};
 use nftproxy_core::ruleset::FamilyRuleset;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
 use nftproxy_core::ruleset::name::{ChainName, Pick, SlotMap};
@@ -276,6 +277,12 @@ fn step_family<F: Family>(
     if mishap == Mishap::Cleanup {
         // A plain one goes after the sticky one that leads to it.
         while syncer.delete_unused_chains().unwrap() > 0 {}
+        // Kept in step or added up anew, the digest in the table is that of its content.
+        syncer.write_about().unwrap();
+        let about = syncer.kernel().kernel.about().unwrap();
+        let expected = Digest::of(&syncer.kernel().kernel.ruleset().unwrap()).to_string();
+        assert_eq!(digest_in(about.as_str()), Some(&*expected));
+        assert_eq!(Digest::of(desired).to_string(), expected);
         let actual = syncer.kernel().kernel.ruleset().unwrap();
         assert_eq!(actual.picks, desired.picks);
     }

@@ -17,7 +17,7 @@ use crate::ruleset::expr::{
 };
 use crate::ruleset::name::{ChainName, SetName, SlotMap};
 use crate::ruleset::schema::schema;
-use crate::ruleset::{Rule, Table};
+use crate::ruleset::{Comment, Rule, Table};
 
 /// Collects what the dumps of one table say.
 pub(super) struct Decoder<'a, F: Family> {
@@ -59,6 +59,9 @@ impl<'a, F: Family> Decoder<'a, F> {
         let Some(chain) = ChainName::parse(name) else {
             return self.foreign(format!("chain {name}"));
         };
+        if chain == ChainName::About {
+            return;
+        }
         let hook = find(message, NFTA_CHAIN_HOOK);
         let place = hook.and_then(|hook| {
             let number = find(hook, NFTA_HOOK_HOOKNUM).and_then(be32)?;
@@ -86,6 +89,12 @@ impl<'a, F: Family> Decoder<'a, F> {
         let chain = find(message, NFTA_RULE_CHAIN)
             .and_then(string)
             .and_then(ChainName::parse);
+        if chain == Some(ChainName::About) {
+            let userdata = find(message, NFTA_RULE_USERDATA);
+            let comment = userdata.and_then(userdata::element_comment);
+            self.parts.about = comment.map(Comment::new);
+            return;
+        }
         let Some(rules) = chain.and_then(|chain| self.parts.chains.get_mut(&chain)) else {
             return;
         };

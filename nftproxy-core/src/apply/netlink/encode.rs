@@ -26,7 +26,7 @@ use crate::ruleset::expr::{
 };
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
 use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, schema};
-use crate::ruleset::{Rule, SetOptions, Table};
+use crate::ruleset::{Comment, Rule, SetOptions, Table};
 
 /// The payload of an attribute has a 16-bit length; an element takes far less than what is left.
 const ELEMENTS_MAX_LEN: usize = 65000;
@@ -330,6 +330,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             add_elements,
             remember,
             delete_chains,
+            about,
         } = delta;
         if let Some(table) = take_over {
             self.delete_other_table(table.name());
@@ -395,6 +396,38 @@ impl<'a, F: Family> Encoder<'a, F> {
                 Operation::Chain(Verb::Delete, *chain),
             );
         }
+        if let Some(about) = about {
+            self.write_about(about);
+        }
+    }
+
+    /// Writes the line that tells of the table, in the place of what is there.
+    fn write_about(&mut self, about: &Comment) {
+        let chain = ChainName::About;
+        let (adding, flushing) = (
+            Operation::Chain(Verb::Add, chain),
+            Operation::Chain(Verb::Flush, chain),
+        );
+        self.message(
+            NFT_MSG_NEWCHAIN,
+            NLM_F_CREATE,
+            &self.named_chain(chain),
+            adding,
+        );
+        self.message(NFT_MSG_DELRULE, 0, &self.rule_of(chain), flushing);
+        let mut rule = self.rule_of(chain);
+        let verdict = Expr::Verdict(Verdict::Return);
+        if let Some(expression) = expression::<F>(&verdict) {
+            rule.push(expression);
+        }
+        let comment = userdata::comment(about.as_str());
+        rule.bytes(sys::NFTNL_RULE_USERDATA, &comment);
+        self.message(
+            NFT_MSG_NEWRULE,
+            NLM_F_CREATE | NLM_F_APPEND,
+            &rule,
+            Operation::Rule(chain, format!("return comment \"{about}\"")),
+        );
     }
 
     fn create_table(&mut self, sizes: &Sizes, options: SetOptions) {
