@@ -63,7 +63,7 @@ impl FailFast {
 
     /// When [`FailFast::tidy`] is to be called.
     pub(super) fn next(&self) -> Option<Instant> {
-        let ends = [self.v4.end(), self.v6.end(), self.retry_at];
+        let ends = [self.v4.first_end, self.v6.first_end, self.retry_at];
         ends.into_iter().flatten().min()
     }
 
@@ -93,6 +93,8 @@ impl FailFast {
 struct Side<F: Family> {
     /// What the table has, and until when.
     listed: BTreeMap<EndpointAddress<F>, Instant>,
+    /// When the first of it goes.
+    first_end: Option<Instant>,
     /// What is gone, but may be led to until the next sync.
     gone: BTreeSet<EndpointAddress<F>>,
     table: Known,
@@ -114,6 +116,7 @@ impl<F: Family> Default for Side<F> {
     fn default() -> Self {
         Self {
             listed: BTreeMap::new(),
+            first_end: None,
             gone: BTreeSet::new(),
             table: Known::default(),
         }
@@ -130,8 +133,8 @@ impl<F: Family> Side<F> {
         let Turnover { come, gone } = turnover;
         if self.table == Known::Nothing {
             // How long each is listed already does not matter; the first time, all that is there has
-            // just come.
-            let listed = table.list::<F>()?.into_iter();
+            // just come. What cannot be read is deleted.
+            let listed = table.list::<F>().unwrap_or_default().into_iter();
             self.listed = listed.map(|at| (at, now + TOLD_FOR)).collect();
             self.table = Known::Wrong;
         }
@@ -174,11 +177,6 @@ impl<F: Family> Side<F> {
         self.mend(table, now)
     }
 
-    /// When the first of what is listed goes.
-    fn end(&self) -> Option<Instant> {
-        self.listed.values().min().copied()
-    }
-
     fn tidy(&mut self, table: &mut GoneTable, now: Instant) -> Result<(), ApplyError> {
         let n_before = self.listed.len();
         self.listed.retain(|_, until| *until > now);
@@ -188,8 +186,10 @@ impl<F: Family> Side<F> {
         self.mend(table, now)
     }
 
-    /// Makes the table what it should be, if it may not be.
+    /// Makes the table what it should be, if it may not be. To be called after each change of what is
+    /// listed.
     fn mend(&mut self, table: &mut GoneTable, now: Instant) -> Result<(), ApplyError> {
+        self.first_end = self.listed.values().min().copied();
         if self.table != Known::Wrong {
             return Ok(());
         }

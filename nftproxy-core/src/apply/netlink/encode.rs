@@ -176,6 +176,9 @@ impl Batch {
     }
 }
 
+/// What an IPv4 element takes of a batch, more or less.
+const ELEMENT_LEN_ABOUT: usize = 48;
+
 /// Encodes a delta.
 ///
 /// With `can_destroy`, what is to be forgotten may be gone already; that takes a kernel of 6.3. With
@@ -188,6 +191,9 @@ pub(super) fn batch<F: Family>(
 ) -> Batch {
     let mut encoder = Encoder::<F>::new(table, can_destroy);
     encoder.holds = holds;
+    // A large one would be copied each time it has outgrown its room, and take twice as much.
+    let n_elements = delta.counts().elements();
+    encoder.batch.bytes.reserve(n_elements * ELEMENT_LEN_ABOUT);
     encoder.begin();
     encoder.delta(delta);
     encoder.end()
