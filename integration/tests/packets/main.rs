@@ -18,6 +18,7 @@ mod counts;
 mod damage;
 mod distribution;
 mod endpoints;
+mod explained;
 mod fail_fast;
 mod flows;
 mod health;

@@ -39,11 +39,11 @@ const N_SERVICES: u8 = 50;
 const SHARED: u8 = 200;
 const OTHER_PORT: u16 = SERVICE_PORT + 1;
 const N_PROBES: usize = 400;
-const N_THREADS: usize = 8;
+pub(crate) const N_THREADS: usize = 8;
 /// How many of the probes may be refused, and how many may have to wait for nothing.
 const MAX_UNANSWERED: usize = 80;
 const REFUSED: &str = "refused";
-const SILENCE: &str = "timeout";
+pub(crate) const SILENCE: &str = "timeout";
 
 const SOURCE_RANGES: [&str; 14] = [
     "192.0.2.0/24",
@@ -63,7 +63,7 @@ const SOURCE_RANGES: [&str; 14] = [
 ];
 
 /// Numbers that look random and are the same in every run, by the generator SplitMix64.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     fn below(&mut self, n: usize) -> usize {
@@ -85,15 +85,15 @@ impl Dice {
 }
 
 /// The node, and the objects as the proxy and the oracle get them.
-struct Cluster {
-    node: Node,
+pub(crate) struct Cluster {
+    pub(crate) node: Node,
     /// By the number of their Service.
     objects: BTreeMap<u8, Vec<Value>>,
-    state: State,
+    pub(crate) state: State,
 }
 
 impl Cluster {
-    fn sample(dice: &mut Dice, node: Node) -> Self {
+    pub(crate) fn sample(dice: &mut Dice, node: Node) -> Self {
         let objects: BTreeMap<_, _> = (1..=N_SERVICES)
             .map(|number| (number, sample_objects(dice, number)))
             .collect();
@@ -105,7 +105,7 @@ impl Cluster {
         }
     }
 
-    fn write(&self, bed: &Bed) {
+    pub(crate) fn write(&self, bed: &Bed) {
         for (number, objects) in &self.objects {
             bed.manifests.put(&name_of(*number), objects).unwrap();
         }
@@ -251,12 +251,12 @@ fn sample_endpoint(dice: &mut Dice, has_hints: bool) -> Endpoint {
 }
 
 /// Connections of one kind, made one after the other.
-struct Probe {
+pub(crate) struct Probe {
     /// Of the Service it is about; it may meet another, or none.
     number: u8,
-    source: Source,
-    protocol: Protocol,
-    to: SocketAddr,
+    pub(crate) source: Source,
+    pub(crate) protocol: Protocol,
+    pub(crate) to: SocketAddr,
 }
 
 impl fmt::Display for Probe {
@@ -298,7 +298,7 @@ impl Probe {
     }
 
     /// The first packet of such a connection.
-    fn packet<F: Twin>(&self) -> Packet<F> {
+    pub(crate) fn packet<F: Twin>(&self) -> Packet<F> {
         let destination = F::address(self.to.ip()).unwrap();
         // What the node sends to an address of its own comes from there, too.
         let is_to_itself = self.source == Source::Host && is_local::<F>(destination);
@@ -321,7 +321,7 @@ impl Probe {
     }
 
     /// What the client sees if its packet has this outcome.
-    fn text<F: Twin>(&self, packet: &Packet<F>, outcome: &trace::Outcome<F>) -> String {
+    pub(crate) fn text<F: Twin>(&self, packet: &Packet<F>, outcome: &trace::Outcome<F>) -> String {
         match outcome {
             trace::Outcome::Endpoint {
                 endpoint: EndpointAddress { address, port },
@@ -357,7 +357,7 @@ impl Probe {
         self.seen_text(server, seen)
     }
 
-    fn seen_text(&self, server: &str, seen: IpAddr) -> String {
+    pub(crate) fn seen_text(&self, server: &str, seen: IpAddr) -> String {
         // From the node to itself any of its addresses will do, as all of them can be answered.
         if self.source == Source::Host && server == "node" {
             "node sees itself".to_owned()
@@ -454,7 +454,7 @@ impl Probe {
 
 /// Probes that differ from each other. If two were alike, session affinity would let the one
 /// disturb the other.
-fn sample_probes(dice: &mut Dice, cluster: &Cluster) -> Vec<Probe> {
+pub(crate) fn sample_probes(dice: &mut Dice, cluster: &Cluster) -> Vec<Probe> {
     let mut probes: Vec<Probe> = Vec::new();
     let mut seen = BTreeSet::new();
     let mut n_unanswered = BTreeMap::from([(REFUSED, 0), (SILENCE, 0)]);
@@ -492,7 +492,7 @@ fn sample_probes(dice: &mut Dice, cluster: &Cluster) -> Vec<Probe> {
     probes
 }
 
-fn list<F: Family>(bed: &Bed) -> FamilyRuleset<F>
+pub(crate) fn list<F: Family>(bed: &Bed) -> FamilyRuleset<F>
 where
     Netlink: Kernel<F>,
 {
@@ -543,7 +543,7 @@ fn check_sample(seed: u64, node: Node, flags: &[&str]) {
 }
 
 /// The node as the proxy knows it from its Node object.
-fn known_node() -> Node {
+pub(crate) fn known_node() -> Node {
     let only = |ip: IpAddr| NodePortAddresses::Only([ip].into());
     Node {
         zone: Some("zone-a".into()),
