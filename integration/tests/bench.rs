@@ -133,6 +133,7 @@ fn all_kinds_of_rows_have_a_floor() {
             ("rolling update", 1),
             ("storm", 1),
             ("affinity", 1),
+            ("balancing", 8),
             ("conntrack", 3),
             ("repair", 9),
             ("decode", 4),

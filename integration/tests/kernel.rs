@@ -17,9 +17,9 @@ use nftproxy_core::compile::{Compiled, Keep, StaleFlows, compile};
 use nftproxy_core::diff::{Counts, Delta, diff};
 use nftproxy_core::engine::{Engine, Event, Families, Options, Outcome, Task};
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointAddress, EndpointSlice, Family, InterfaceName,
-    IpFamily, Locality, Node, NodePortAddresses, PortName, Protocol, Service, ServiceName,
-    ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4, V6,
+    Balancing, ClusterIps, DetectLocal, Endpoint, EndpointAddress, EndpointSlice, Family,
+    InterfaceName, IpFamily, Locality, Method, Node, NodePortAddresses, PortName, Protocol,
+    Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State, V4, V6,
 };
 use nftproxy_core::render;
 use nftproxy_core::ruleset::element::{Data, Element, Key};
@@ -79,6 +79,36 @@ fn endpoint<F: Family>(address: F::Address) -> Endpoint<F> {
         locality: Locality::Remote,
         hints: None,
     }
+}
+
+/// The recorded cluster, with every way of choosing endpoints.
+fn balanced() -> State {
+    let mut state = recorded("all.yaml");
+    let services: Vec<_> = state.services().cloned().collect();
+    let methods = [Method::SourceHash, Method::Maglev, Method::Random];
+    for (mut service, method) in services.into_iter().zip(methods.into_iter().cycle()) {
+        let endpoints = state.slices(&service.name).iter().flat_map(|slice| {
+            let (v4, v6) = (
+                V4::endpoints(&slice.endpoints),
+                V6::endpoints(&slice.endpoints),
+            );
+            let v4 = v4
+                .into_iter()
+                .flatten()
+                .map(|endpoint| IpAddr::V4(endpoint.address));
+            let v6 = v6
+                .into_iter()
+                .flatten()
+                .map(|endpoint| IpAddr::V6(endpoint.address));
+            v4.chain(v6).collect::<Vec<_>>()
+        });
+        let heavy: BTreeSet<_> = endpoints.step_by(2).collect();
+        let mut balancing = Balancing::new(method);
+        balancing.weights = heavy.into_iter().map(|address| (address, 3)).collect();
+        service.balancing = Some(Box::new(balancing));
+        state.apply_service(service);
+    }
+    state
 }
 
 fn nodes() -> Vec<(&'static str, Node)> {
@@ -159,6 +189,7 @@ fn netlink_and_nft_agree() {
         let mut several = recorded("after.yaml");
         several.apply_service_cidr("odd", ["10.97.0.0/20".parse().unwrap()]);
         states.push(("several service CIDRs", several));
+        states.push(("balanced", balanced()));
         for (name, state) in &states {
             for (node_name, node) in nodes() {
                 let Compiled { v4, v6, .. } = compile(state, &node);
@@ -200,10 +231,12 @@ fn pretty_assert(ours: &str, theirs: &str, what: &str) {
 #[test]
 fn listing_gives_back_what_was_committed() {
     in_sandbox(|| {
-        for (name, node) in nodes() {
-            let state = recorded("all.yaml");
+        let states = [recorded("all.yaml"), balanced()];
+        let each =
+            |(name, node): (_, Node)| states.iter().map(move |state| (name, node.clone(), state));
+        for (name, node, state) in nodes().into_iter().flat_map(each) {
             Namespace::new("node").unwrap().run(|| {
-                let Compiled { v4, v6, .. } = compile(&state, &node);
+                let Compiled { v4, v6, .. } = compile(state, &node);
                 check_round_trip(&v4, name);
                 check_round_trip(&v6, name);
             });

@@ -113,6 +113,7 @@ pub mod driver;
 pub mod engine;
 pub mod host;
 pub mod inspect;
+mod jhash;
 #[cfg(feature = "k8s")]
 pub mod k8s;
 pub mod listing;

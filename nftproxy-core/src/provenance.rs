@@ -42,7 +42,8 @@ pub struct Digest(u128);
 impl Digest {
     /// The digest of a ruleset.
     ///
-    /// Slots count where they are not as they should be: with a gap, or with one endpoint twice.
+    /// Which endpoints there are counts, each as often as it has a slot; and the slots themselves
+    /// where they have a gap.
     pub fn of<F: Family>(ruleset: &FamilyRuleset<F>) -> Self {
         let mut digest = Self::default();
         let mut skeleton = ruleset.skeleton.clone();
@@ -56,18 +57,16 @@ impl Digest {
         let mut slots = BTreeMap::<(SetName, Destination<F>), Vec<_>>::new();
         for element in &ruleset.elements {
             match (element.key(), element.data()) {
-                (Key::Slot(destination, slot), Data::Endpoint(at)) => {
+                (Key::Slot(destination, slot), _) => {
                     let slots = slots.entry((element.set(), *destination)).or_default();
-                    slots.push((*slot, *at, element));
+                    slots.push((*slot, element));
                 }
                 _ => digest.add(element),
             }
         }
         for slots in slots.into_values() {
-            let distinct: BTreeSet<_> = slots.iter().map(|(_, at, _)| *at).collect();
-            let is_whole = distinct.len() == slots.len()
-                && slots.iter().zip(0..).all(|((slot, ..), n)| *slot == n);
-            for (slot, _, element) in slots {
+            let is_whole = slots.iter().zip(0..).all(|((slot, _), n)| *slot == n);
+            for (slot, element) in slots {
                 let slot = (!is_whole).then_some(slot);
                 digest.0 = digest.0.wrapping_add(hash_of_element(element, slot));
             }

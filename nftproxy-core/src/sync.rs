@@ -766,8 +766,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         changes: Option<&mut Changes<F>>,
     ) {
         let all_depend_on = |node: &Node| {
-            let Node { zone, ips, .. } = node;
-            (zone.clone(), ips.clone(), node.masquerade_mark.is_none())
+            let Node {
+                zone, ips, hashes, ..
+            } = node;
+            let is_unmarked = node.masquerade_mark.is_none();
+            (zone.clone(), ips.clone(), is_unmarked, *hashes)
         };
         let all;
         let is_same = self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node));

@@ -1,7 +1,8 @@
 //! What happens to the first packet of a connection, and why.
 //!
 //! [`trace`] runs the kernel expressions of a ruleset, desired or observed, on one packet. Where
-//! the kernel draws a random number, it follows every draw, so the answer is a set of outcomes.
+//! the kernel draws a random number, it follows every draw, so the answer is a set of outcomes; where
+//! it hashes the client's address, it does the same.
 //! It never guesses: an expression that it does not know is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +11,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use crate::compile::pick_rules;
+use crate::jhash::{jhash, scale};
 use crate::model::{EndpointAddress, Family};
 use crate::ruleset::element::{Data, Element};
 use crate::ruleset::expr::{
-    CT_STATUS_DNAT, CtOriginalKey, Expr, INTERFACE_NAME_LEN, LookupData, MetaKey, PayloadBase,
-    ROUTE_TYPE_LOCAL, Reject, Verdict,
+    CLIENT_HASH_SEED, CT_STATUS_DNAT, CtOriginalKey, Expr, INTERFACE_NAME_LEN, LookupData, MetaKey,
+    PayloadBase, ROUTE_TYPE_LOCAL, Reject, Verdict,
 };
 use crate::ruleset::name::{ChainName, SetName};
 use crate::ruleset::schema::{BaseChain, Hook, base_chain, schema};
@@ -230,6 +232,8 @@ pub(crate) struct Tracer<'a, F: Family> {
     chains: BTreeMap<ChainName, Rc<[Rule]>>,
     elements: BTreeMap<SetName, BTreeMap<Vec<u8>, &'a Element<F>>>,
     is_local: &'a dyn Fn(F::Address) -> bool,
+    /// The source of a packet stands for others like it, whose hashes differ.
+    is_any_client: bool,
     /// The numbers that are drawn in this run, and how many each was drawn from.
     draws: Vec<(u32, u32)>,
     /// How many of them have been drawn so far.
@@ -289,8 +293,18 @@ impl<'a, F: Family> Tracer<'a, F> {
             chains,
             elements,
             is_local,
+            is_any_client: false,
             draws: Vec::new(),
             n_drawn: 0,
+        }
+    }
+
+    /// The same, where the source of a packet stands for a class of clients: what follows from an
+    /// address is as open as what is drawn at random.
+    pub(crate) fn for_any_client(self) -> Self {
+        Self {
+            is_any_client: true,
+            ..self
         }
     }
 
@@ -522,12 +536,22 @@ impl<'a, F: Family> Tracer<'a, F> {
                 flight.load(*register, &kind.to_ne_bytes());
             }
             Expr::Numgen { modulus, register } => {
-                if self.n_drawn == self.draws.len() {
-                    self.draws.push((0, *modulus));
-                }
-                let (draw, _) = self.draws[self.n_drawn];
-                self.n_drawn += 1;
+                let draw = self.draw(*modulus);
                 flight.load(*register, &draw.to_ne_bytes());
+            }
+            Expr::Hash {
+                from,
+                len,
+                modulus,
+                register,
+            } => {
+                let slot = if self.is_any_client {
+                    self.draw(*modulus)
+                } else {
+                    let bytes = flight.value(*from, *len as usize);
+                    scale(jhash(bytes, CLIENT_HASH_SEED), *modulus)
+                };
+                flight.load(*register, &slot.to_ne_bytes());
             }
             Expr::Cmp {
                 negate,
@@ -615,6 +639,16 @@ impl<'a, F: Family> Tracer<'a, F> {
 }
 
 impl<'a, F: Family> Tracer<'a, F> {
+    /// The number that is drawn in this run.
+    fn draw(&mut self, modulus: u32) -> u32 {
+        if self.n_drawn == self.draws.len() {
+            self.draws.push((0, modulus));
+        }
+        let (draw, _) = self.draws[self.n_drawn];
+        self.n_drawn += 1;
+        draw
+    }
+
     /// The element that has the key, or whose range does.
     fn find(&self, set: SetName, key: &[u8]) -> Option<&'a Element<F>> {
         let elements = self.elements.get(&set)?;

@@ -11,8 +11,11 @@
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 mod affinity;
+#[path = "../../../nftproxy-core/tests/properties/balancing.rs"]
+mod balancing;
 mod bed;
 mod changes;
+mod choice;
 mod common;
 mod counts;
 mod damage;

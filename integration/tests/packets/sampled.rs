@@ -222,6 +222,18 @@ fn sample_service(dice: &mut Dice, number: u8) -> Value {
     }
     let kinds = ["LoadBalancer", "LoadBalancer", "NodePort", "ClusterIP"];
     retype(&mut service, dice.pick(&kinds));
+    if dice.one_in(3) {
+        let methods = ["random", "source-hash", "source-hash", "maglev"];
+        let weights = [
+            "",
+            "10.244.1.11=2",
+            "10.244.1.12=0, fd00:10:244:1::12=0, 10.244.2.11=3",
+        ];
+        service["metadata"]["annotations"] = json!({
+            "nftproxy.io/balancing": dice.pick(&methods),
+            "nftproxy.io/weights": dice.pick(&weights),
+        });
+    }
     service
 }
 

@@ -33,6 +33,9 @@ struct DocumentService<'a> {
     family: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     affinity_seconds: Option<u32>,
+    /// How endpoints are chosen, where it is not at random and alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balancing: Option<&'a str>,
     destinations: Vec<DocumentDestination<'a>>,
     endpoints: Vec<DocumentEndpoint<'a>>,
     notes: &'a [String],
@@ -173,6 +176,7 @@ fn document(row: &ServiceRow) -> DocumentService<'_> {
         service_port,
         family,
         affinity,
+        balancing,
         destinations,
         endpoints,
         notes,
@@ -181,6 +185,7 @@ fn document(row: &ServiceRow) -> DocumentService<'_> {
         service_port,
         family: family.kubernetes_name(),
         affinity_seconds: *affinity,
+        balancing: balancing.as_deref(),
         destinations: destinations
             .iter()
             .map(|at| DocumentDestination {
@@ -236,6 +241,10 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
         "AFFINITY",
         "ENDPOINTS",
     ];
+    let is_balanced = rows.iter().any(|row| row.balancing.is_some());
+    if is_balanced {
+        heads.insert(heads.len() - 1, "BALANCING");
+    }
     let outcome_column = heads.len() - 1;
     let mut destinations = rows.iter().flat_map(|row| &row.destinations);
     let counts = destinations.any(|at| at.connections.is_some());
@@ -262,6 +271,9 @@ fn text(rows: &[ServiceRow], wide: bool, paint: Paint) -> String {
                 at.masquerade.to_owned(),
                 affinity.unwrap_or_else(|| "-".into()),
             ];
+            if is_balanced {
+                cells.push(row.balancing.clone().unwrap_or_else(|| "-".into()));
+            }
             if counts {
                 let connections = at.connections.map(|number| number.to_string());
                 cells.push(connections.unwrap_or_else(|| "-".into()));

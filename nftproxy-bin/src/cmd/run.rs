@@ -141,6 +141,7 @@ where
             node_name.clone(),
             NodeSettings {
                 counts: is_counting,
+                hashes: is_dry || can_hash(),
                 ..NodeSettings::new(settings)
             },
             check::Families::new(settings, &families),
@@ -431,6 +432,16 @@ fn open_kernels(
         }
     };
     Ok((kernels, monitor))
+}
+
+/// Whether this kernel's rules can hash clients' addresses, should a Service ask for it.
+fn can_hash() -> bool {
+    let can_hash = Netlink::open().and_then(|mut netlink| netlink.can_hash());
+    can_hash.unwrap_or_else(|error| {
+        let error = chain(&error);
+        debug!(error, "whether this kernel can hash addresses is not known");
+        true
+    })
 }
 
 /// Whether maps can count on this kernel, as they are to.

@@ -28,6 +28,8 @@ pub(crate) struct NodeSettings {
     pub(crate) masquerade_all: bool,
     /// Whether connections are counted.
     pub(crate) counts: bool,
+    /// As [`model::Node::hashes`].
+    pub(crate) hashes: bool,
 }
 
 impl NodeSettings {
@@ -39,6 +41,7 @@ impl NodeSettings {
             masquerade_bit: settings.masquerade_bit,
             masquerade_all: settings.masquerade_all,
             counts: false,
+            hashes: true,
         }
     }
 }
@@ -273,6 +276,7 @@ pub(crate) fn node(
         masquerade_all: settings.masquerade_all,
         masquerade_mark: Some(1 << settings.masquerade_bit),
         counts: settings.counts,
+        hashes: settings.hashes,
     }
 }
 
@@ -306,6 +310,7 @@ mod tests {
             masquerade_bit: 14,
             masquerade_all: false,
             counts: false,
+            hashes: true,
         }
     }
 

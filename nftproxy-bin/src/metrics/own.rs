@@ -12,7 +12,7 @@ const FAMILY: &str = "ip_family";
 /// How it was found out that a table had to be repaired: the words of [`Cause::as_str`].
 const CAUSES: [&str; 4] = ["lost", "touched", "comparison", "other-family"];
 /// The reasons of [`Note::reason`].
-const REASONS: [&str; 2] = ["Conflict", "Refused"];
+const REASONS: [&str; 3] = ["Conflict", "Refused", "NoHash"];
 
 /// Metrics of nftproxy's own.
 #[derive(Clone)]

@@ -4,10 +4,12 @@
 //! runs. Nothing here does input or output; a Service that cannot be expressed leaves a [`Note`].
 
 mod affinity;
+mod balance;
 mod claims;
 mod flows;
 mod health_check;
 mod inherit;
+mod maglev;
 mod no_local;
 mod note;
 mod port;
@@ -31,6 +33,7 @@ use crate::ruleset::{Comment, FamilyRuleset, Skeleton};
 use affinity::forgets;
 use port::PortRules;
 
+pub(crate) use balance::weighted;
 pub use claims::{Claim, ClaimKind, Claims, claims_of};
 pub(crate) use flows::contains;
 pub use flows::{Keep, Leftovers, StaleFlows};
@@ -448,6 +451,14 @@ impl<F: Family> Compilation<F> {
             let Some(first) = routes.first() else {
                 continue;
             };
+            if !node.hashes && balance::wants_hash(service.balancing.as_deref()) {
+                notes.insert(Note::NoHash {
+                    service_port: ServicePortName {
+                        service: name.clone(),
+                        port: port.name.as_str().into(),
+                    },
+                });
+            }
             let comment = self.comment(name, service, port, &first.destination);
             routes.retain(|route| {
                 let loser = || ServicePortName {
@@ -572,14 +583,16 @@ impl<F: Family> Compilation<F> {
             route.beside_sticky = route.destination.address.is_some()
                 && self.sticky_node_ports.contains(&(protocol, port));
         }
+        let balancing = service.balancing.as_deref();
         let rules = PortRules {
             affinity: service.session_affinity,
+            draw: balance::draw(balancing, node),
             is_unmarked: node.masquerade_mark.is_none(),
             sources: sources.into(),
             comment,
-            cluster: slots::assign(cluster, &usable.cluster),
+            cluster: balance::slots(balancing, cluster, &usable.cluster),
             local: if has_local {
-                slots::assign(local, &usable.local)
+                balance::slots(balancing, local, &usable.local)
             } else {
                 Box::default()
             },
@@ -673,6 +686,7 @@ fn picks_of<F: Family>(rules: &PortRules<F>) -> impl Iterator<Item = Pick> {
             .and_then(|n| n.try_into().ok());
         let pick = |n, sticky| Pick {
             map: table.map,
+            draw: rules.draw,
             n,
             sticky,
         };

@@ -30,6 +30,11 @@ pub enum Note {
         /// The kernel's own words, if it had any.
         kernel_message: Option<Box<str>>,
     },
+    /// The kernel cannot hash clients' addresses, so that they do not decide as the Service asks.
+    NoHash {
+        /// The Service port whose endpoints are chosen at random.
+        service_port: ServicePortName,
+    },
 }
 
 impl Note {
@@ -38,6 +43,7 @@ impl Note {
         match self {
             Self::Conflict { loser, .. } => Some(loser),
             Self::Refused { service_port, .. } => service_port.as_ref(),
+            Self::NoHash { service_port } => Some(service_port),
         }
     }
 
@@ -57,6 +63,7 @@ impl Note {
                 errno: _,
                 kernel_message: _,
             } => Subject::Element(*set, element),
+            Self::NoHash { service_port } => Subject::Choice(service_port),
         }
     }
 
@@ -65,6 +72,7 @@ impl Note {
         match self {
             Self::Conflict { .. } => "Conflict",
             Self::Refused { .. } => "Refused",
+            Self::NoHash { .. } => "NoHash",
         }
     }
 }
@@ -74,6 +82,7 @@ impl Note {
 pub(crate) enum Subject<'a> {
     Destination(&'a ServicePortName, &'a ServiceAddress),
     Element(SetName, &'a str),
+    Choice(&'a ServicePortName),
 }
 
 impl fmt::Display for Note {
@@ -86,6 +95,11 @@ impl fmt::Display for Note {
             } => write!(
                 f,
                 "service port {loser} is not reachable at {destination}, which {winner} has already"
+            ),
+            Self::NoHash { service_port } => write!(
+                f,
+                "endpoints of service port {service_port} are chosen at random, as this kernel has \
+                 no jhash expressions (module nft_hash)"
             ),
             Self::Refused {
                 service_port,

@@ -10,7 +10,7 @@ use crate::model::{EndpointAddress, Family, Node, Service, ServicePort, TrafficP
 use crate::ruleset::Comment;
 use crate::ruleset::element::{Destination, Element, Role};
 use crate::ruleset::expr::Verdict;
-use crate::ruleset::name::{ChainName, Pick, SlotMap};
+use crate::ruleset::name::{ChainName, Draw, Pick, SlotMap};
 
 /// A destination of a Service port, and what decides over connections to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) struct PortRules<F: Family> {
     pub(super) cluster: Box<[EndpointAddress<F>]>,
     /// Slots for policy `Local`; none if no route has it.
     pub(super) local: Box<[EndpointAddress<F>]>,
+    /// How one of the slots is chosen.
+    pub(super) draw: Draw,
     /// For how long a client keeps its endpoint, seconds.
     pub(super) affinity: Option<NonZeroU32>,
     /// There is no mark that asks for masquerading.
@@ -303,12 +305,18 @@ impl<F: Family> PortRules<F> {
         if self.cluster.is_empty() {
             return unavailable(Verdict::Goto(ChainName::Refuse));
         }
-        let sticky = self.affinity.is_some();
+        let (draw, sticky) = (self.draw, self.affinity.is_some());
         let goto_pick = |map: SlotMap, endpoints: &[EndpointAddress<F>]| {
             let n = u32::try_from(endpoints.len())
                 .ok()
                 .and_then(|n| n.try_into().ok())?;
-            Some(Verdict::Goto(ChainName::Pick(Pick { map, n, sticky })))
+            let pick = Pick {
+                map,
+                draw,
+                n,
+                sticky,
+            };
+            Some(Verdict::Goto(ChainName::Pick(pick)))
         };
         let (cluster_map, local_map, external, external_local) = if node_port {
             (

@@ -110,6 +110,12 @@ pub fn skeleton<F: Family>(
 /// dnat ip addr . port to ip daddr . meta l4proto . th dport . numgen random mod 3 map @endpoints
 /// ```
 ///
+/// Where the client decides, it is this, in a chain like `hash-pick-3`:
+///
+/// ```nft
+/// dnat ip addr . port to ip daddr . meta l4proto . th dport . jhash ip saddr mod 3 seed 0x6e667470 map @endpoints
+/// ```
+///
 /// A sticky one leads to the plain one if nothing is remembered:
 ///
 /// ```nft
@@ -117,12 +123,16 @@ pub fn skeleton<F: Family>(
 /// goto pick-3
 /// ```
 pub fn pick<F: Family>(pick: Pick) -> Vec<Rule> {
-    let Pick { map, n, sticky } = pick;
+    let Pick {
+        map,
+        draw,
+        n,
+        sticky,
+    } = pick;
     if sticky {
         let plain = ChainName::Pick(Pick {
-            map,
-            n,
             sticky: false,
+            ..pick
         });
         return vec![
             Rule::new::<F>([Statement::DnatToRemembered]),
@@ -131,6 +141,7 @@ pub fn pick<F: Family>(pick: Pick) -> Vec<Rule> {
     }
     vec![Rule::new::<F>([Statement::DnatToSlot {
         map: map.set(),
+        draw,
         n: n.get(),
     }])]
 }

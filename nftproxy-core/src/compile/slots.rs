@@ -1,5 +1,7 @@
 //! Which slot each endpoint has.
 
+use std::collections::BTreeMap;
+
 use crate::model::{EndpointAddress, Family};
 
 /// Gives each wanted endpoint a slot, so that as few slots change as possible.
@@ -56,6 +58,36 @@ pub(super) fn assign<F: Family>(
     slots.into_iter().flatten().collect()
 }
 
+/// The same for endpoints that each want several slots: `wanted` is sorted, and has each as often as
+/// it wants them.
+///
+/// Slots `0..wanted.len()` are always dense, and one that holds what may stay is left alone.
+pub(super) fn assign_repeated<F: Family>(
+    current: &[EndpointAddress<F>],
+    wanted: &[EndpointAddress<F>],
+) -> Box<[EndpointAddress<F>]> {
+    let mut left = BTreeMap::<EndpointAddress<F>, usize>::new();
+    for endpoint in wanted {
+        *left.entry(*endpoint).or_default() += 1;
+    }
+    // Slots beyond the last one go in any case.
+    let stay = current.iter().take(wanted.len()).map(|endpoint| {
+        let left = left.get_mut(endpoint).filter(|left| **left > 0)?;
+        *left -= 1;
+        Some(*endpoint)
+    });
+    let stay: Vec<_> = stay.collect();
+    let mut new = left
+        .into_iter()
+        .flat_map(|(endpoint, left)| std::iter::repeat_n(endpoint, left));
+    let mut slots: Vec<_> = stay
+        .into_iter()
+        .filter_map(|stays| stays.or_else(|| new.next()))
+        .collect();
+    slots.extend(new);
+    slots.into()
+}
+
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU16;
@@ -96,6 +128,32 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn repeated_slots_hold_what_is_wanted_and_change_little(
+            current in vec(0_u8..10, 0..30),
+            wanted in vec(0_u8..10, 0..30),
+        ) {
+            let current = endpoints(current);
+            let mut wanted = endpoints(wanted);
+            wanted.sort();
+            let slots = assign_repeated(&current, &wanted);
+
+            let mut sorted = slots.to_vec();
+            sorted.sort();
+            prop_assert_eq!(&sorted, &wanted);
+            prop_assert_eq!(&*assign_repeated(&slots, &wanted), &*slots, "it is settled");
+            let stay = slots.iter().zip(&current).filter(|(new, old)| new == old).count();
+            let of = |endpoint: &EndpointAddress<V4>, all: &[EndpointAddress<V4>]| {
+                all.iter().filter(|other| *other == endpoint).count()
+            };
+            let kept = &current[..current.len().min(wanted.len())];
+            let can_stay: usize = (0..10)
+                .map(endpoint)
+                .map(|endpoint| of(&endpoint, kept).min(of(&endpoint, &wanted)))
+                .sum();
+            prop_assert!(stay >= can_stay);
+        }
+
         #[test]
         fn slots_hold_what_is_wanted_and_change_little(
             current in vec(0_u8..40, 0..30),

@@ -50,13 +50,15 @@ fn lines(row: &ServiceRow) -> BTreeSet<String> {
         .affinity
         .map(|seconds| format!(", clients keep theirs for {seconds} s"));
     let affinity = affinity.unwrap_or_default();
+    let balancing = row.balancing.iter().map(|how| format!(", {how}"));
+    let balancing: String = balancing.collect();
     let destinations = row.destinations.iter().map(|at| {
         let sources = match at.sources.as_slice() {
             [] => String::new(),
             sources => format!(", only from {}", sources.join(" ")),
         };
         format!(
-            "{} {}: {}{affinity}{sources}",
+            "{} {}: {}{balancing}{affinity}{sources}",
             at.kind, at.address, at.outcome
         )
     });

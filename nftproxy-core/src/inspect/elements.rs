@@ -9,7 +9,7 @@ use crate::model::{EndpointAddress, Family};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::expr::Verdict;
-use crate::ruleset::name::{ChainName, SetName, SlotMap};
+use crate::ruleset::name::{ChainName, Draw, Pick, SetName, SlotMap};
 use crate::ruleset::schema::{DataType, schema};
 
 /// Compares all elements.
@@ -185,8 +185,8 @@ impl<'a, F: Family, I: Iterator<Item = &'a Element<F>>> Runs<'a, F, I> {
     }
 }
 
-/// How many slots the verdicts draw from, by map and destination.
-fn drawn<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeMap<Place<F>, u32> {
+/// How verdicts draw slots, by map and destination.
+fn drawn<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeMap<Place<F>, Pick> {
     let verdicts =
         ruleset
             .elements
@@ -195,7 +195,7 @@ fn drawn<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeMap<Place<F>, u32> {
                 (
                     Key::Destination(destination),
                     Data::Verdict(Verdict::Goto(ChainName::Pick(pick))),
-                ) => Some(((pick.map.set(), *destination), pick.n.get())),
+                ) => Some(((pick.map.set(), *destination), *pick)),
                 _ => None,
             });
     verdicts.collect()
@@ -227,11 +227,11 @@ fn slots<F: Family>(
         } else {
             Slots::new()
         };
-        let n = drawn.get(&place).copied();
-        if want == have && n == Some(want.len() as u32) {
+        let pick = drawn.get(&place).copied();
+        if want == have && pick.is_some_and(|pick| pick.n.get() == want.len() as u32) {
             continue;
         }
-        compare_slots(place, &want, &have, n, owners, &mut found);
+        compare_slots(place, &want, &have, pick, owners, &mut found);
     }
 }
 
@@ -244,7 +244,7 @@ fn compare_slots<F: Family>(
     (set, destination): Place<F>,
     want: &Slots<F>,
     have: &Slots<F>,
-    n: Option<u32>,
+    pick: Option<Pick>,
     owners: &Owners<'_, F>,
     found: &mut impl FnMut(Finding),
 ) {
@@ -259,6 +259,7 @@ fn compare_slots<F: Family>(
             effect,
         });
     };
+    let n = pick.map(|pick| pick.n.get());
     // Slots that nobody draws do nothing.
     let is_drawn = |slot: &u32| n.is_some_and(|n| slot < &n);
     let of =
@@ -300,10 +301,27 @@ fn compare_slots<F: Family>(
         let effect = format!("{} of {n} new connections are not translated", gaps.len());
         tell(Severity::Error, Kind::Slots, message, effect);
     }
+    let is_hashed = pick.is_some_and(|pick| pick.draw == Draw::Hash);
+    if is_hashed && wanted == present && gaps.is_empty() {
+        let is_misplaced =
+            |(slot, at): &(&u32, &_)| drawn.get(slot).is_some_and(|other| other != *at);
+        let misplaced = want.iter().filter(is_misplaced).count();
+        if misplaced > 0 {
+            let of = want.len();
+            let message =
+                format!("of {of} slots, {misplaced} hold another endpoint than they should");
+            let effect = "some clients get another endpoint here than at other nodes".into();
+            tell(Severity::Error, Kind::Slots, message, effect);
+        }
+    }
     for endpoint in &present {
-        let times = drawn.values().filter(|other| *other == endpoint).count();
-        if times > 1 {
-            let message = format!("endpoint {} has {times} slots", text(endpoint));
+        let of = |slots: &Slots<F>| slots.values().filter(|other| *other == endpoint).count();
+        let (times, due) = (of(&drawn), of(want));
+        if times > due.max(1) {
+            let message = match due {
+                0 | 1 => format!("endpoint {} has {times} slots", text(endpoint)),
+                due => format!("endpoint {} has {times} slots, not {due}", text(endpoint)),
+            };
             tell(
                 Severity::Error,
                 Kind::Slots,

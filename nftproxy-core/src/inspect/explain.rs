@@ -12,7 +12,7 @@ use crate::listing::Listing;
 use crate::model::{Family, Locality, Protocol, ServiceAddress, TrafficPolicy};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::Destination;
-use crate::ruleset::name::ChainName;
+use crate::ruleset::name::{ChainName, Draw};
 use crate::trace::{Outcome, Packet, Share, Step, TraceError, ways};
 
 /// A connection to be explained.
@@ -257,6 +257,24 @@ fn reasons<F: Family>(
         {
             reasons.push(reason);
         }
+    }
+    let is_by_client = ways
+        .iter()
+        .flat_map(|way| &way.steps)
+        .any(|step| matches!(step.chain, ChainName::Pick(pick) if pick.draw == Draw::Hash));
+    if is_by_client {
+        reasons.push(format!(
+            "a hash of the client's address decides: {} always gets this endpoint, on every node with the same endpoints",
+            query.packet.source
+        ));
+    }
+    if let Some((row, _)) = row
+        && let Some(balancing) = &row.balancing
+        && ways
+            .iter()
+            .any(|way| matches!(way.outcome, Outcome::Endpoint { .. }))
+    {
+        reasons.push(format!("balancing {balancing}"));
     }
     if let Some((row, _)) = row
         && let Some(seconds) = row.affinity

@@ -6,7 +6,9 @@ use std::fmt::Write;
 use super::raise::raise;
 use crate::model::Family;
 use crate::ruleset::Rule;
-use crate::ruleset::expr::{CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Reject};
+use crate::ruleset::expr::{
+    CLIENT_HASH_SEED, CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Reject,
+};
 
 /// A rule's text, wherever it comes from.
 pub(super) fn text<F: Family>(rule: &Rule) -> String {
@@ -70,6 +72,16 @@ fn one(expr: &Expr) -> String {
         }
         Expr::Numgen { modulus, register } => {
             format!("[ numgen reg {register} = random mod {modulus} ]")
+        }
+        Expr::Hash {
+            from,
+            len,
+            modulus,
+            register,
+        } => {
+            format!(
+                "[ hash reg {register} = jhash(reg {from}, {len}, {CLIENT_HASH_SEED:#x}) % mod {modulus} ]"
+            )
         }
         Expr::Cmp {
             negate,

@@ -1,6 +1,6 @@
 //! Services as a ruleset has them. Entry point: [`services_of`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::services::{
@@ -12,7 +12,7 @@ use crate::model::{EndpointAddress, Family, ServiceAddress, TrafficPolicy};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::expr::{Expr, Verdict};
-use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::name::{ChainName, Draw, SetName};
 
 /// Whose source is replaced on the way to a ClusterIP, by the rule that does it.
 fn masquerade_of_cluster_ips<F: Family>(ruleset: &FamilyRuleset<F>) -> &'static str {
@@ -60,12 +60,17 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             _ => None,
         })
         .collect();
-    let mut endpoints = BTreeMap::<Destination<F>, Vec<EndpointAddress<F>>>::new();
+    let mut endpoints = BTreeMap::<Destination<F>, BTreeSet<EndpointAddress<F>>>::new();
+    let mut slots = BTreeMap::<_, (u32, BTreeSet<EndpointAddress<F>>)>::new();
     let mut sources = BTreeMap::<Destination<F>, Vec<String>>::new();
     for element in &ruleset.elements {
         match (element.key(), element.data()) {
             (Key::Slot(destination, _), Data::Endpoint(endpoint)) => {
-                endpoints.entry(*destination).or_default().push(*endpoint);
+                endpoints.entry(*destination).or_default().insert(*endpoint);
+                let place = (element.set(), *destination);
+                let (n, endpoints) = slots.entry(place).or_default();
+                *n += 1;
+                endpoints.insert(*endpoint);
             }
             (Key::Source(destination, first, len), _) => {
                 sources
@@ -105,6 +110,7 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
                 service_port: comment.to_string(),
                 family: F::FAMILY,
                 affinity: None,
+                balancing: None,
                 destinations: Vec::new(),
                 endpoints: Vec::new(),
                 notes: Vec::new(),
@@ -119,9 +125,26 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
         }
         let verdict = |set| verdicts.get(&(set, *destination)).copied();
         let n = |set| match verdict(set) {
-            Some(Verdict::Goto(ChainName::Pick(pick))) => pick.n.get() as usize,
+            Some(Verdict::Goto(ChainName::Pick(pick))) => {
+                let slots = slots.get(&(pick.map.set(), *destination));
+                // An endpoint may have several; one that lacks is missed.
+                match slots.filter(|(n, _)| *n == pick.n.get()) {
+                    Some((_, endpoints)) => endpoints.len(),
+                    None => pick.n.get() as usize,
+                }
+            }
             _ => 0,
         };
+        let is_by_client = [service_map, external, local].into_iter().any(|set| {
+            let pick = match verdict(set) {
+                Some(Verdict::Goto(ChainName::Pick(pick))) => Some(pick),
+                _ => None,
+            };
+            pick.is_some_and(|pick| pick.draw == Draw::Hash)
+        });
+        if is_by_client {
+            row.balancing = Some("by client".into());
+        }
         // Only a ClusterIP leads to a pick chain at once, even if the set of them lacks it.
         let is_picked = matches!(
             verdict(service_map),

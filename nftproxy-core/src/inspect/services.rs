@@ -3,10 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::Desired;
-use crate::compile::{ClaimKind, Compilation, candidates, usable};
+use crate::compile::{ClaimKind, Compilation, candidates, usable, weighted};
 use crate::model::{
-    Detector, EndpointAddress, Family, IpFamily, Locality, Node, NodeHint, Service, ServiceAddress,
-    ServicePort, ServicePortName, TrafficPolicy,
+    Balancing, Detector, EndpointAddress, Family, IpFamily, Locality, Node, NodeHint, Service,
+    ServiceAddress, ServicePort, ServicePortName, TrafficPolicy,
 };
 use crate::ruleset::element::Destination;
 
@@ -19,6 +19,9 @@ pub struct ServiceRow {
     pub family: IpFamily,
     /// For how long clients keep their endpoint, seconds.
     pub affinity: Option<u32>,
+    /// How endpoints are chosen, where it is not at random and alike: `maglev`, `random, weighted`.
+    /// A kernel tells no more than `by client`.
+    pub balancing: Option<String>,
     /// Where connections are sent to.
     pub destinations: Vec<DestinationRow>,
     /// Its endpoints. From a kernel there are only those in use.
@@ -173,7 +176,16 @@ fn row<F: Family>(
     let filter = desired.state.filter();
     let zone = desired.node.zone.as_deref();
     let usable = usable::<F>(service, port, slices, zone, filter);
-    let (n, n_local) = (usable.cluster.len(), usable.local.len());
+    // Those that get new connections.
+    let chosen = |usable: &[EndpointAddress<F>]| match &service.balancing {
+        Some(balancing) => {
+            let weighted = weighted(balancing, usable).into_iter();
+            weighted.map(|(endpoint, _)| endpoint).collect()
+        }
+        None => usable.to_vec(),
+    };
+    let (in_cluster, in_local) = (chosen(&usable.cluster), chosen(&usable.local));
+    let (n, n_local) = (in_cluster.len(), in_local.len());
     let (mut has_cluster, mut has_local) = (false, false);
     let mut destinations = Vec::new();
     for (destination, kind, policy, is_restricted) in
@@ -213,8 +225,10 @@ fn row<F: Family>(
             (false, true) => "terminating, and serves no longer",
             (_, false) => "not ready",
         };
-        let cluster = if usable.cluster.contains(&candidate.at) {
+        let cluster = if in_cluster.contains(&candidate.at) {
             Standing::Used
+        } else if usable.cluster.contains(&candidate.at) {
+            Standing::Unused("weight 0".into())
         } else if ready {
             let hints = endpoint.hints.as_deref();
             let zones = hints
@@ -230,8 +244,11 @@ fn row<F: Family>(
             Standing::Unused(unready().into())
         };
         let local = has_local.then(|| {
-            if usable.local.contains(&candidate.at) {
+            if in_local.contains(&candidate.at) {
                 return Standing::Used;
+            }
+            if usable.local.contains(&candidate.at) {
+                return Standing::Unused("weight 0".into());
             }
             Standing::Unused(match endpoint.locality {
                 Locality::Remote => "on another node".into(),
@@ -254,10 +271,20 @@ fn row<F: Family>(
         service_port: name.to_string(),
         family: F::FAMILY,
         affinity: service.session_affinity.map(|seconds| seconds.get()),
+        balancing: service.balancing.as_deref().map(balancing_text),
         destinations,
         endpoints: endpoints.collect(),
         notes: about.map(ToString::to_string).collect(),
     })
+}
+
+fn balancing_text(balancing: &Balancing) -> String {
+    let weighted = if balancing.weights.is_empty() {
+        ""
+    } else {
+        ", weighted"
+    };
+    format!("{}{weighted}", balancing.method)
 }
 
 pub(super) fn socket<F: Family>(at: EndpointAddress<F>) -> SocketAddr {

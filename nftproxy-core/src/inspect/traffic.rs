@@ -123,8 +123,10 @@ pub fn traffic<F: OfFamily>(
         Some(observed) => with_texts(&observed.ruleset),
         None => crate::ruleset::FamilyRuleset::empty(),
     });
-    let mut by_wanted = Tracer::new(&wanted, &is_local);
-    let mut by_found = found.as_ref().map(|found| Tracer::new(found, &is_local));
+    let mut by_wanted = Tracer::new(&wanted, &is_local).for_any_client();
+    let mut by_found = found
+        .as_ref()
+        .map(|found| Tracer::new(found, &is_local).for_any_client());
     let endpoints: BTreeSet<IpAddr> = wanted
         .elements
         .iter()

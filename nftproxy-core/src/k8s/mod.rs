@@ -4,6 +4,7 @@
 //! out with a [`Problem`]. The objects are only read, so that the caller can drop them at once.
 
 mod address;
+mod balancing;
 mod service;
 mod slice;
 
@@ -17,6 +18,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::address::{parse_cidr, parse_ip};
+pub use self::balancing::{ANNOTATION_BALANCING, ANNOTATION_WEIGHTS};
 pub use self::service::{ServiceOptions, service, service_with};
 pub use self::slice::endpoint_slice;
 use crate::model::{NameError, NodeInfo, Protocol, ServiceName, SliceName, check_label_value};

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{self as core, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::address::special;
+use super::balancing::balancing;
 use super::{
     LABEL_SERVICE_PROXY_NAME, Problem, describe, label, parse_cidr, parse_ip, port_number,
     protocol, service_name,
@@ -119,6 +120,7 @@ pub fn service_with(
         ),
         external_traffic_policy: external_traffic_policy(spec, &mut problem),
         session_affinity: session_affinity(spec, &mut problem),
+        balancing: balancing(&object.metadata, &mut problem),
         health_check_node_port: health_check_node_port(spec, &mut problem),
         ports: spec
             .ports

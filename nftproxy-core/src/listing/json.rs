@@ -328,6 +328,18 @@ fn operand(value: &Value, out: &mut String) -> Option<()> {
                 Some(offset) => write!(out, " offset {offset}"),
             }
         }
+        "jhash" => {
+            out.push_str("jhash ");
+            operand(argument.get("expr")?, out)?;
+            write!(out, " mod {}", argument.get("mod")?).ok()?;
+            if let Some(seed) = argument.get("seed").and_then(Value::as_u64) {
+                write!(out, " seed {seed:#x}").ok()?;
+            }
+            match argument.get("offset").and_then(Value::as_u64) {
+                None | Some(0) => Ok(()),
+                Some(offset) => write!(out, " offset {offset}"),
+            }
+        }
         "map" => {
             operand(argument.get("key")?, out)?;
             out.push_str(" map ");

@@ -7,8 +7,8 @@ use super::ours::{prefix, protocol, verdict};
 use super::token::Token;
 use crate::model::{Family, InterfaceName, Protocol};
 use crate::ruleset::Rule;
-use crate::ruleset::expr::{Match, Reject, Statement};
-use crate::ruleset::name::{SetName, SlotMap};
+use crate::ruleset::expr::{CLIENT_HASH_SEED, Match, Reject, Statement};
+use crate::ruleset::name::{Draw, SetName, SlotMap};
 use crate::ruleset::schema::{Field, schema};
 
 /// Reads a rule; `None` if it is none of ours.
@@ -45,7 +45,8 @@ enum Part {
     OriginalDport,
     /// A destination port, named by its protocol.
     DportOf(Protocol),
-    Numgen(u32),
+    /// A slot, of so many.
+    Slot(Draw, u32),
 }
 
 struct Read<F: Family> {
@@ -303,11 +304,15 @@ impl<'t> Reader<'_, 't> {
             return is_key_of(&key, set).then_some(Statement::DnatToRemembered);
         }
         SlotMap::of(set)?;
-        let (Part::Numgen(n), fields) = key.split_last()? else {
+        let (Part::Slot(draw, n), fields) = key.split_last()? else {
             return None;
         };
         let wanted = schema(set).key.split_last()?.1;
-        is_fields(fields, wanted).then_some(Statement::DnatToSlot { map: set, n: *n })
+        is_fields(fields, wanted).then_some(Statement::DnatToSlot {
+            map: set,
+            draw: *draw,
+            n: *n,
+        })
     }
 
     /// `update @affinity { KEY timeout 1h : ip daddr . tcp dport }`, after a match of the protocol.
@@ -393,7 +398,18 @@ impl<'t> Reader<'_, 't> {
                 if self.is_next("offset") && self.number()? != 0 {
                     return None;
                 }
-                return Some(Part::Numgen(n));
+                return Some(Part::Slot(Draw::Random, n));
+            }
+            ("jhash", of) if of == family => {
+                self.skip(2);
+                self.take("saddr mod")?;
+                let n = self.number()?;
+                self.take("seed")?;
+                (self.number()? == CLIENT_HASH_SEED).then_some(())?;
+                if self.is_next("offset") && self.number()? != 0 {
+                    return None;
+                }
+                return Some(Part::Slot(Draw::Hash, n));
             }
             _ => return None,
         };
@@ -523,6 +539,10 @@ mod tests {
                 "tcp dport != 0 update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 10800s : ip daddr . tcp dport }",
             ),
             (
+                "dnat ip to meta l4proto . th dport . jhash ip saddr mod 9 seed 0x6e667470 map @node-port-endpoints",
+                "dnat ip addr . port to meta l4proto . th dport . jhash ip saddr mod 9 seed 0x6e667470 map @node-port-endpoints",
+            ),
+            (
                 "iifname != \"eth*\" ip daddr @cluster-ips drop",
                 "iifname != \"eth*\" ip daddr @cluster-ips drop",
             ),
@@ -555,10 +575,13 @@ mod tests {
                 _ => true,
             })
             .collect();
-        statements.extend(SlotMap::ALL.map(|map| Statement::DnatToSlot {
-            map: map.set(),
-            n: 7,
-        }));
+        for draw in [Draw::Random, Draw::Hash] {
+            statements.extend(SlotMap::ALL.map(|map| Statement::DnatToSlot {
+                map: map.set(),
+                draw,
+                n: 7,
+            }));
+        }
         let prefix = |negate| Match {
             value: ([10, 1, 0, 0].into(), 13),
             negate,
@@ -614,6 +637,10 @@ mod tests {
             "meta mark & 0x4000 == 0x4000 drop",
             "ip daddr . meta l4proto vmap @services",
             "dnat ip to ip daddr . meta l4proto . th dport . numgen inc mod 2 map @endpoints",
+            "dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 2 seed 0x1 map @endpoints",
+            "dnat ip to ip daddr . meta l4proto . th dport . jhash ip saddr mod 2 map @endpoints",
+            "dnat ip to ip daddr . meta l4proto . th dport . jhash ip daddr mod 2 seed 0x6e667470 map @endpoints",
+            "dnat ip to ip daddr . meta l4proto . th dport . symhash mod 2 map @endpoints",
             "goto elsewhere",
             // As it was before.
             "meta l4proto tcp update @affinity { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 1h : ip daddr . tcp dport }",

@@ -4,6 +4,7 @@
 //! conversion in [`crate::k8s`] keeps only what rules can depend on.
 //! Read [`State`] first: it is where events go in.
 
+mod balancing;
 pub(crate) mod counted;
 mod endpoint;
 mod family;
@@ -14,6 +15,7 @@ mod presence;
 mod service;
 mod state;
 
+pub use balancing::{Balancing, Method};
 pub use endpoint::{
     Endpoint, EndpointAddress, EndpointSlice, Hints, Locality, NodeHint, SliceEndpoints, SliceName,
     SlicePort,

@@ -29,6 +29,9 @@ pub struct Node {
     /// Whether new connections are counted: those to each Service port, to each endpoint, and those
     /// that are refused or dropped, by reason. A change of it makes the tables anew.
     pub counts: bool,
+    /// Whether rules may hash clients' addresses. Where they may not, as the kernel cannot, Services
+    /// that ask for it have their endpoints chosen at random, by the same weights.
+    pub hashes: bool,
 }
 
 impl Default for Node {
@@ -42,6 +45,7 @@ impl Default for Node {
             masquerade_all: false,
             masquerade_mark: Some(1 << 14),
             counts: false,
+            hashes: true,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::balancing::Balancing;
 use super::name::{NameError, PortName, check_label};
 use super::{Family, IpFamily};
 
@@ -190,6 +191,8 @@ pub struct Service {
     pub external_traffic_policy: TrafficPolicy,
     /// `spec.sessionAffinity: ClientIP` with its timeout in seconds.
     pub session_affinity: Option<NonZeroU32>,
+    /// How endpoints are chosen, where it is not at random and alike.
+    pub balancing: Option<Box<Balancing>>,
     /// `spec.healthCheckNodePort`, `None` where Kubernetes ignores the field. It makes no rules: a
     /// listener tells whether this node has ready endpoints.
     pub health_check_node_port: Option<NonZeroU16>,
@@ -222,6 +225,7 @@ impl Service {
             internal_traffic_policy: TrafficPolicy::Cluster,
             external_traffic_policy: TrafficPolicy::Cluster,
             session_affinity: None,
+            balancing: None,
             health_check_node_port: None,
             ports: Box::default(),
             kept: None,

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU32;
 
-use super::name::{ChainName, SetName};
+use super::name::{ChainName, Draw, SetName};
 use super::schema::{Field, schema};
 use crate::model::{Family, InterfaceName, Protocol};
 
@@ -71,6 +71,18 @@ pub enum Expr {
     },
     /// Draws a random number below `modulus` (4 bytes, host byte order).
     Numgen {
+        /// One more than the largest number.
+        modulus: u32,
+        /// Where to.
+        register: Register,
+    },
+    /// Hashes registers by `jhash`, seeded with [`CLIENT_HASH_SEED`], to a number below `modulus` (4
+    /// bytes, host byte order).
+    Hash {
+        /// First register to hash.
+        from: Register,
+        /// Bytes to hash.
+        len: u32,
         /// One more than the largest number.
         modulus: u32,
         /// Where to.
@@ -211,6 +223,8 @@ impl Verdict {
     }
 }
 
+/// The seed of the hash of clients: "nftp". All nodes have the same, so that they agree.
+pub const CLIENT_HASH_SEED: u32 = 0x6e66_7470;
 /// `RTN_LOCAL`: the address is one of this host's.
 pub const ROUTE_TYPE_LOCAL: u32 = 2;
 /// `IPS_DST_NAT`: the connection's destination has been translated.
@@ -259,10 +273,12 @@ pub enum Statement<F: Family> {
     Remember(Protocol, NonZeroU32),
     /// Translates the destination to the remembered endpoint, if there is one.
     DnatToRemembered,
-    /// Translates the destination to one of `n` slots, drawn at random.
+    /// Translates the destination to one of `n` slots.
     DnatToSlot {
         /// A map of slots.
         map: SetName,
+        /// How one is chosen.
+        draw: Draw,
         /// How many slots there are.
         n: u32,
     },
@@ -347,13 +363,16 @@ impl<F: Family> Statement<F> {
                     key(SetName::Affinity)
                 )
             }
-            Self::DnatToSlot { map, n } => {
+            Self::DnatToSlot { map, draw, n } => {
                 let fields: Vec<_> = schema(*map)
                     .key
                     .iter()
-                    .map(|field| match field {
-                        Field::Slot => format!("numgen random mod {n}"),
-                        field => field.nft::<F>(),
+                    .map(|field| match (field, draw) {
+                        (Field::Slot, Draw::Random) => format!("numgen random mod {n}"),
+                        (Field::Slot, Draw::Hash) => {
+                            format!("jhash {family} saddr mod {n} seed {CLIENT_HASH_SEED:#x}")
+                        }
+                        (field, _) => field.nft::<F>(),
                     })
                     .collect();
                 format!(
@@ -373,7 +392,7 @@ impl<F: Family> Statement<F> {
     pub fn lower(&self, out: &mut Vec<Expr>) {
         match self {
             Self::In(set) => {
-                load_key::<F>(schema(*set).key, 0, out);
+                load_key::<F>(schema(*set).key, out);
                 out.push(Expr::Lookup {
                     set: *set,
                     register: 0,
@@ -381,7 +400,7 @@ impl<F: Family> Statement<F> {
                 });
             }
             Self::NotIn(set) => {
-                load_key::<F>(schema(*set).key, 0, out);
+                load_key::<F>(schema(*set).key, out);
                 out.push(Expr::LookupAbsent {
                     set: *set,
                     register: 0,
@@ -492,7 +511,7 @@ impl<F: Family> Statement<F> {
                 out.push(Expr::SetMark { register: 0 });
             }
             Self::Vmap(set) => {
-                load_key::<F>(schema(*set).key, 0, out);
+                load_key::<F>(schema(*set).key, out);
                 out.push(Expr::Lookup {
                     set: *set,
                     register: 0,
@@ -512,14 +531,14 @@ impl<F: Family> Statement<F> {
                 Self::L4Proto(*protocol).lower(out);
                 // It is always so. But nft(8) needs a match on the header to take its own listing
                 // back, as it leaves out a protocol that what follows implies.
-                load_fields::<F>(&[Field::Dport], 0, 0, out);
+                load_fields::<F>(&[Field::Dport], 0, out);
                 out.push(Expr::Cmp {
                     register: 0,
                     negate: true,
                     value: vec![0; 2],
                 });
                 let data = load_original::<F>(schema(SetName::Affinity).key, out);
-                load_fields::<F>(&[Field::Daddr, Field::Dport], data, 0, out);
+                load_fields::<F>(&[Field::Daddr, Field::Dport], data, out);
                 out.push(Expr::Update {
                     set: SetName::Affinity,
                     key: 0,
@@ -529,7 +548,7 @@ impl<F: Family> Statement<F> {
             }
             Self::DnatToRemembered => {
                 let set = SetName::Affinity;
-                load_key::<F>(schema(set).key, 0, out);
+                load_key::<F>(schema(set).key, out);
                 out.push(Expr::Lookup {
                     set,
                     register: 0,
@@ -540,8 +559,8 @@ impl<F: Family> Statement<F> {
                     port: Field::Daddr.words::<F>(),
                 });
             }
-            Self::DnatToSlot { map, n } => {
-                load_key::<F>(schema(*map).key, *n, out);
+            Self::DnatToSlot { map, draw, n } => {
+                load_slot_key::<F>(schema(*map).key, *draw, *n, out);
                 out.push(Expr::Lookup {
                     set: *map,
                     register: 0,
@@ -561,8 +580,28 @@ impl<F: Family> Statement<F> {
 }
 
 /// Loads the fields of a key into registers from 0 on.
-fn load_key<F: Family>(key: &[Field], modulus: u32, out: &mut Vec<Expr>) {
-    load_fields::<F>(key, 0, modulus, out);
+fn load_key<F: Family>(key: &[Field], out: &mut Vec<Expr>) {
+    load_fields::<F>(key, 0, out);
+}
+
+/// Loads the fields of a key that ends with a slot into registers from 0 on.
+fn load_slot_key<F: Family>(key: &[Field], draw: Draw, modulus: u32, out: &mut Vec<Expr>) {
+    let fields = key.strip_suffix(&[Field::Slot]).unwrap_or(key);
+    let register = load_fields::<F>(fields, 0, out);
+    match draw {
+        Draw::Random => out.push(Expr::Numgen { modulus, register }),
+        Draw::Hash => {
+            // Just where nft(8) has the address: four registers behind the key.
+            let from = register + Field::Slot.words::<F>() + 4;
+            out.push(load_address::<F>(F::SADDR_OFFSET, from));
+            out.push(Expr::Hash {
+                from,
+                len: F::ADDRESS_LEN as u32,
+                modulus,
+                register,
+            });
+        }
+    }
 }
 
 /// The fields of a key as nft(8) writes them after translation: the destination is the one that
@@ -589,20 +628,18 @@ fn load_original<F: Family>(key: &[Field], out: &mut Vec<Expr>) -> Register {
                 key: CtOriginalKey::Dport,
                 register,
             }),
-            field => load_fields::<F>(&[*field], register, 0, out),
+            field => {
+                load_fields::<F>(&[*field], register, out);
+            }
         }
         register += field.words::<F>();
     }
     register
 }
 
-/// Loads fields into registers from `register` on.
-fn load_fields<F: Family>(
-    key: &[Field],
-    mut register: Register,
-    modulus: u32,
-    out: &mut Vec<Expr>,
-) {
+/// Loads fields into registers from `register` on, and returns the next free one. A slot is in no
+/// packet.
+fn load_fields<F: Family>(key: &[Field], mut register: Register, out: &mut Vec<Expr>) -> Register {
     for field in key {
         out.push(match field {
             Field::Saddr | Field::SaddrRange => load_address::<F>(F::SADDR_OFFSET, register),
@@ -618,10 +655,11 @@ fn load_fields<F: Family>(
                 len: 2,
                 register,
             },
-            Field::Slot => Expr::Numgen { modulus, register },
+            Field::Slot => continue,
         });
         register += field.words::<F>();
     }
+    register
 }
 
 fn load_address<F: Family>(offset: u32, register: Register) -> Expr {

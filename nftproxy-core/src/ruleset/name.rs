@@ -195,7 +195,7 @@ pub enum ChainName {
     About,
     /// Remembers an endpoint for so many seconds: `remember-10800`.
     RememberFor(NonZeroU32),
-    /// Picks an endpoint at random.
+    /// Picks an endpoint, at random or by the client's address.
     Pick(Pick),
 }
 
@@ -318,12 +318,24 @@ impl SlotMap {
     }
 }
 
-/// The chain that picks one of `n` slots of a map: `pick-3`, `pick-local-3` and so on; or that
-/// tries the remembered endpoint first: `sticky-pick-3`.
+/// How one of several slots is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Draw {
+    /// At random.
+    Random,
+    /// By a hash of the client's address.
+    Hash,
+}
+
+/// The chain that picks one of `n` slots of a map: `pick-3`, `pick-local-3` and so on; or that does
+/// so by a hash of the client's address: `hash-pick-3`; or that tries the remembered endpoint first:
+/// `sticky-pick-3`, `sticky-hash-pick-3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pick {
     /// Where the endpoints are.
     pub map: SlotMap,
+    /// How one is chosen.
+    pub draw: Draw,
     /// How many slots there are.
     pub n: NonZeroU32,
     /// Whether there is session affinity.
@@ -331,6 +343,7 @@ pub struct Pick {
 }
 
 const STICKY_PREFIX: &str = "sticky-";
+const HASH_PREFIX: &str = "hash-";
 const REMEMBER_PREFIX: &str = "remember-";
 
 /// Reads a number in the only spelling that we write: no sign, no leading zero.
@@ -342,10 +355,19 @@ fn parse_number(digits: &str) -> Option<NonZeroU32> {
 impl Pick {
     fn parse(name: &str) -> Option<Self> {
         let plain = name.strip_prefix(STICKY_PREFIX);
-        let sticky = plain.is_some();
+        let (rest, sticky) = (plain.unwrap_or(name), plain.is_some());
+        let (rest, draw) = match rest.strip_prefix(HASH_PREFIX) {
+            Some(rest) => (rest, Draw::Hash),
+            None => (rest, Draw::Random),
+        };
         SlotMap::ALL.into_iter().find_map(|map| {
-            let n = parse_number(plain.unwrap_or(name).strip_prefix(map.pick_prefix())?)?;
-            Some(Self { map, n, sticky })
+            let n = parse_number(rest.strip_prefix(map.pick_prefix())?)?;
+            Some(Self {
+                map,
+                draw,
+                n,
+                sticky,
+            })
         })
     }
 }
@@ -353,7 +375,11 @@ impl Pick {
 impl fmt::Display for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sticky = if self.sticky { STICKY_PREFIX } else { "" };
-        write!(f, "{sticky}{}{}", self.map.pick_prefix(), self.n)
+        let hash = match self.draw {
+            Draw::Random => "",
+            Draw::Hash => HASH_PREFIX,
+        };
+        write!(f, "{sticky}{hash}{}{}", self.map.pick_prefix(), self.n)
     }
 }
 
@@ -368,13 +394,18 @@ mod tests {
         }
         let number = NonZeroU32::new(12).unwrap();
         let picks = SlotMap::ALL.into_iter().flat_map(|map| {
-            [false, true].map(|sticky| {
-                ChainName::Pick(Pick {
-                    map,
-                    n: number,
-                    sticky,
+            [Draw::Random, Draw::Hash]
+                .into_iter()
+                .flat_map(move |draw| {
+                    [false, true].map(|sticky| {
+                        ChainName::Pick(Pick {
+                            map,
+                            draw,
+                            n: number,
+                            sticky,
+                        })
+                    })
                 })
-            })
         });
         let picks = picks.chain([ChainName::RememberFor(number)]);
         for chain in ChainName::FIXED.into_iter().chain(picks) {
@@ -391,6 +422,9 @@ mod tests {
             "pick-+3",
             "pick-",
             "pick-local-",
+            "hash-",
+            "hash-sticky-pick-3",
+            "hash-hash-pick-3",
             "pick-4294967296",
             "",
         ] {

@@ -12,8 +12,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 
 use nftproxy_core::model::{
-    DetectLocal, EndpointSlice, InterfaceName, Node, Service, ServiceName, SliceName, State,
-    TrafficPolicy, V4, V6,
+    Balancing, DetectLocal, EndpointSlice, InterfaceName, Method, Node, Service, ServiceName,
+    SliceName, State, TrafficPolicy, V4, V6,
 };
 
 use crate::common::{
@@ -178,7 +178,10 @@ fn service() -> impl Strategy<Value = Service> {
         (select(&PORTS[..]), node_ports),
         (addresses(), addresses(), source_ranges()),
         (policy(), policy(), select(&AFFINITY[..])),
-        select(&[(true, true), (true, true), (true, false), (false, true)][..]),
+        (
+            balancing(),
+            select(&[(true, true), (true, true), (true, false), (false, true)][..]),
+        ),
     )
         .prop_map(
             |(
@@ -186,7 +189,7 @@ fn service() -> impl Strategy<Value = Service> {
                 (ports, node_ports),
                 (external, ingress, source_ranges),
                 (internal_policy, external_policy, affinity),
-                families,
+                (balancing, families),
             )| {
                 let ports: Vec<_> = ports
                     .iter()
@@ -202,11 +205,38 @@ fn service() -> impl Strategy<Value = Service> {
                 service.internal_traffic_policy = internal_policy;
                 service.external_traffic_policy = external_policy;
                 service.session_affinity = affinity;
+                service.balancing = balancing;
                 service.cluster_ips.v4 = service.cluster_ips.v4.filter(|_| families.0);
                 service.cluster_ips.v6 = service.cluster_ips.v6.filter(|_| families.1);
                 service
             },
         )
+}
+
+/// Most Services have none. Tables of Maglev's are large, so there are few.
+fn balancing() -> impl Strategy<Value = Option<Box<Balancing>>> {
+    let methods = prop_oneof![
+        4 => Just(Method::Random),
+        4 => Just(Method::SourceHash),
+        1 => Just(Method::Maglev),
+    ];
+    let weighted = (
+        methods,
+        subsequence(&ENDPOINTS[..], 0..=4),
+        vec(select(&[0, 0, 1, 2, 3, 6][..]), 4),
+    );
+    let some = weighted.prop_map(|(method, addresses, weights)| {
+        let weights = addresses.into_iter().zip(weights);
+        let mut weights: Vec<_> = weights
+            .flat_map(|(address, weight)| both(address).map(|address| (address, weight)))
+            .collect();
+        weights.sort();
+        Some(Box::new(Balancing {
+            method,
+            weights: weights.into(),
+        }))
+    });
+    prop_oneof![2 => Just(None), 1 => some]
 }
 
 /// Most Services have none; those of others are of one family or of both, in any order, and some
@@ -274,14 +304,16 @@ pub(crate) fn node() -> impl Strategy<Value = Node> {
     let ips = subsequence(&[NODE_IP, OTHER_NODE_IP][..], 0..=1);
     let mark = option::weighted(0.7, Just(1 << 14));
     let all = any::<bool>();
-    (zone, ips, addresses, any::<Index>(), all, mark).prop_map(
-        move |(zone, ips, addresses, detector, masquerade_all, masquerade_mark)| {
+    let hashes = prop::bool::weighted(0.8);
+    (zone, ips, addresses, any::<Index>(), (all, hashes), mark).prop_map(
+        move |(zone, ips, addresses, detector, (masquerade_all, hashes), masquerade_mark)| {
             let mut node = Node {
                 zone: zone.map(Into::into),
                 ips: ips.into_iter().flat_map(both).collect(),
                 detect_local: detector.get(&detectors).clone(),
                 masquerade_all,
                 masquerade_mark,
+                hashes,
                 ..mk_node()
             };
             if let Some(addresses) = addresses {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
+mod balancing;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
@@ -27,8 +28,9 @@ use nftproxy_core::diff::{Counts, Delta, Observed, diff};
 use nftproxy_core::model::{Family, Node, ServiceName, State, V4, V6};
 use nftproxy_core::provenance::{Digest, digest_in};
 use nftproxy_core::ruleset::FamilyRuleset;
-use nftproxy_core::ruleset::element::{Data, Element, Key};
-use nftproxy_core::ruleset::name::{ChainName, Pick, SlotMap};
+use nftproxy_core::ruleset::element::{Data, Destination, Element, Key};
+use nftproxy_core::ruleset::expr::Verdict;
+use nftproxy_core::ruleset::name::{ChainName, Draw, Pick, SlotMap};
 use nftproxy_core::sync::Syncer;
 use nftproxy_core::trace::{possible, trace};
 use packet::{PacketChoice, connection, packet};
@@ -61,12 +63,20 @@ fn normal<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
             }
         }
     }
+    let hashed = hashed(ruleset);
     for ((map, destination), mut slots) in slots {
-        slots.sort();
+        let draw = if hashed.contains(&(map, destination)) {
+            Draw::Hash
+        } else {
+            // What nodes need not agree about.
+            slots.sort();
+            Draw::Random
+        };
         let n = u32::try_from(slots.len()).unwrap().try_into().unwrap();
         assert!(
             ruleset.picks.contains(&Pick {
                 map,
+                draw,
                 n,
                 sticky: false
             }),
@@ -79,6 +89,18 @@ fn normal<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<String> {
         lines.extend(rules.map(|(number, rule)| format!("{chain} {number} {:?}", rule.exprs)));
     }
     lines
+}
+
+/// Where the client's address decides which slot it gets.
+fn hashed<F: Family>(ruleset: &FamilyRuleset<F>) -> BTreeSet<(SlotMap, Destination<F>)> {
+    let elements = ruleset.elements.iter();
+    let hashed = elements.filter_map(|element| match (element.key(), element.data()) {
+        (Key::Destination(destination), Data::Verdict(Verdict::Goto(ChainName::Pick(pick)))) => {
+            (pick.draw == Draw::Hash).then_some((pick.map, *destination))
+        }
+        _ => None,
+    });
+    hashed.collect()
 }
 
 fn assert_same<F: Family>(actual: &FamilyRuleset<F>, desired: &FamilyRuleset<F>) {

@@ -12,6 +12,7 @@ use nftproxy_core::model::{
 };
 use nftproxy_core::trace::{Outcome, Packet};
 
+use crate::balancing::{chosen, weighted};
 use crate::common::{Twin, is_local};
 
 /// What is to become of something that outlives the rules it was made by.
@@ -71,7 +72,7 @@ pub(crate) fn outcomes_for_known<F: Twin>(
     if !is_allowed(node, service, kind, packet) {
         return [Outcome::Drop].into();
     }
-    let (cluster, local) = select_endpoints::<F>(state, node, service, port);
+    let (cluster, local) = new_connections::<F>(state, node, service, port);
     // An endpoint here that is hinted away from pods may be remembered for outside clients, which
     // cannot be told from pods, and must not lose it.
     let remembered = remembered.filter(|endpoint| {
@@ -90,7 +91,11 @@ pub(crate) fn outcomes_for_known<F: Twin>(
     if endpoints.is_empty() {
         return [Outcome::Drop].into();
     }
-    let endpoints = remembered.map_or(endpoints, |endpoint| [endpoint].into());
+    let endpoints = match remembered {
+        Some(endpoint) => [endpoint].into(),
+        None if node.hashes => chosen(service, &endpoints, packet.source),
+        None => endpoints,
+    };
     let hairpin = may_hairpin::<F>(state, node, packet.source);
     endpoints
         .into_iter()
@@ -135,7 +140,7 @@ pub(crate) fn memory<F: Twin>(
     if service.session_affinity.is_none() {
         return Fate::Forgotten;
     }
-    let (cluster, local) = select_endpoints::<F>(state, node, service, port);
+    let (cluster, local) = new_connections::<F>(state, node, service, port);
     let (in_cluster, in_local) = (cluster.contains(&endpoint), local.contains(&endpoint));
     match (kind, policy(kind, service)) {
         (_, TrafficPolicy::Cluster) if in_cluster => Fate::Kept,
@@ -373,6 +378,23 @@ fn select_endpoints<F: Twin>(
         return (for_this_zone, local);
     }
     (ready, local)
+}
+
+/// The same without those that weights keep new connections from.
+fn new_connections<F: Twin>(
+    state: &State,
+    node: &Node,
+    service: &Service,
+    port: &ServicePort,
+) -> (BTreeSet<EndpointAddress<F>>, BTreeSet<EndpointAddress<F>>) {
+    let (cluster, local) = select_endpoints::<F>(state, node, service, port);
+    let of = |endpoints| {
+        weighted(service, endpoints)
+            .into_iter()
+            .map(|(at, _)| at)
+            .collect()
+    };
+    (of(&cluster), of(&local))
 }
 
 /// S-25 to S-30: the union of the slices, the best copy of each endpoint.

@@ -9,8 +9,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use nftproxy_core::model::{
-    ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Node, PortName, Protocol,
-    Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort, State,
+    Balancing, ClusterIps, DetectLocal, Endpoint, EndpointSlice, Family, Locality, Method, Node,
+    PortName, Protocol, Service, ServiceName, ServicePort, SliceEndpoints, SliceName, SlicePort,
+    State,
 };
 
 /// What Kubernetes puts into a slice at most.
@@ -92,6 +93,8 @@ pub(crate) struct Cluster {
     pub(crate) size: Size,
     pub(crate) is_dual_stack: bool,
     pub(crate) protocol: Protocol,
+    /// How endpoints are chosen.
+    pub(crate) method: Method,
 }
 
 impl Cluster {
@@ -101,6 +104,7 @@ impl Cluster {
             size,
             is_dual_stack: false,
             protocol: Protocol::Tcp,
+            method: Method::Random,
         }
     }
 
@@ -152,6 +156,8 @@ impl Cluster {
                 port: PORT,
                 node_port: None,
             }]),
+            balancing: (self.method != Method::Random)
+                .then(|| Box::new(Balancing::new(self.method))),
             ..Service::new(service_name(number))
         }
     }

@@ -320,7 +320,10 @@ fn service_rows(at: usize, service: &ServiceTraffic, severity: Option<Severity>)
     let ServiceTraffic { row, destinations } = service;
     let all: Vec<_> = destinations.iter().map(rows).collect();
     let unused: Vec<_> = row.endpoints.iter().filter_map(unused).collect();
-    let has_remarks = !unused.is_empty() || !row.notes.is_empty() || row.affinity.is_some();
+    let has_remarks = !unused.is_empty()
+        || !row.notes.is_empty()
+        || row.affinity.is_some()
+        || row.balancing.is_some();
     let n: usize = all.iter().map(Vec::len).sum::<usize>() + usize::from(has_remarks);
     let class = severity.map(Severity::as_str);
     let head = html! {
@@ -351,6 +354,7 @@ fn service_rows(at: usize, service: &ServiceTraffic, severity: Option<Severity>)
                 tr.remark {
                     @if let Some(head) = head.take() { (head) }
                     td colspan="4" {
+                        @if let Some(balancing) = &row.balancing { "Endpoints are chosen by " (balancing) ". " }
                         @if let Some(seconds) = row.affinity { "Clients keep their endpoint for " (seconds) " s. " }
                         @if !unused.is_empty() { "Not used, or not by all: " (unused.join(", ")) ". " }
                         @for note in &row.notes { (visible(note)) ". " }

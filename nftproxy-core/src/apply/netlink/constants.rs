@@ -149,6 +149,7 @@ pub(super) const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
 pub(super) const NFTA_FIB_F_SADDR: u32 = 1;
 pub(super) const NFTA_FIB_F_DADDR: u32 = 2;
 pub(super) const NFT_NG_RANDOM: u32 = 1;
+pub(super) const NFT_HASH_JENKINS: u32 = 0;
 pub(super) const NFT_CMP_EQ: u32 = 0;
 pub(super) const NFT_CMP_NEQ: u32 = 1;
 pub(super) const NFT_NAT_DNAT: u32 = 1;

@@ -13,7 +13,8 @@ use crate::diff::{Holder, Observed, Parts};
 use crate::model::{Family, IpFamily};
 use crate::ruleset::element::{Data, Element, Key, RawData};
 use crate::ruleset::expr::{
-    CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
+    CLIENT_HASH_SEED, CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject,
+    Verdict,
 };
 use crate::ruleset::name::{ChainName, SetName, SlotMap};
 use crate::ruleset::schema::schema;
@@ -311,6 +312,18 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
             Expr::Numgen {
                 register: register(1)?,
                 modulus: number(2)?,
+            }
+        }
+        "hash"
+            if number(5) == Some(CLIENT_HASH_SEED)
+                && number(6).unwrap_or_default() == 0
+                && number(7).unwrap_or_default() == NFT_HASH_JENKINS =>
+        {
+            Expr::Hash {
+                from: register(1)?,
+                len: number(3)?,
+                modulus: number(4)?,
+                register: register(2)?,
             }
         }
         "cmp" => Expr::Cmp {

@@ -22,7 +22,8 @@ use crate::diff::{Delta, Sizes, TableChange, for_each_set};
 use crate::model::{EndpointAddress, Family, IpFamily};
 use crate::ruleset::element::{Data, Element, write_port};
 use crate::ruleset::expr::{
-    CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject, Verdict,
+    CLIENT_HASH_SEED, CtOriginalKey, Expr, LookupData, MetaKey, PayloadBase, Register, Reject,
+    Verdict,
 };
 use crate::ruleset::name::{ChainName, SetName, TABLE_COMMENT};
 use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, DataType, Field, Schema, schema};
@@ -847,6 +848,18 @@ fn expression<F: Family>(expr: &Expr) -> Option<Expression> {
             .u32(sys::NFTNL_EXPR_NG_DREG, register(*dreg))
             .u32(sys::NFTNL_EXPR_NG_MODULUS, *modulus)
             .u32(sys::NFTNL_EXPR_NG_TYPE, NFT_NG_RANDOM),
+        Expr::Hash {
+            from,
+            len,
+            modulus,
+            register: dreg,
+        } => named(c"hash")?
+            .u32(sys::NFTNL_EXPR_HASH_SREG, register(*from))
+            .u32(sys::NFTNL_EXPR_HASH_DREG, register(*dreg))
+            .u32(sys::NFTNL_EXPR_HASH_LEN, *len)
+            .u32(sys::NFTNL_EXPR_HASH_MODULUS, *modulus)
+            .u32(sys::NFTNL_EXPR_HASH_SEED, CLIENT_HASH_SEED)
+            .u32(sys::NFTNL_EXPR_HASH_TYPE, NFT_HASH_JENKINS),
         Expr::Cmp {
             negate,
             register: sreg,

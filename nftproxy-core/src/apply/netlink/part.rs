@@ -218,7 +218,7 @@ mod tests {
             Expr::FibType { .. } => Part::Fib,
             Expr::Numgen { .. } => Part::Numgen,
             Expr::Dnat { .. } => Part::Dnat,
-            Expr::Counter => return None,
+            Expr::Counter | Expr::Hash { .. } => return None,
             Expr::Masquerade => Part::Masquerade,
             Expr::Reject(_) => Part::Reject,
             Expr::Foreign(_) => return None,

@@ -5,7 +5,7 @@
 //! The kernel loads modules on the way, as it would for the real thing.
 
 use std::io;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 
 use nftnl::nftnl_sys as sys;
 use nix::errno::Errno;
@@ -15,10 +15,11 @@ use super::encode::Encoder;
 use super::part::Part;
 use super::{Netlink, Refusal};
 use crate::apply::{ApplyError, Verb};
+use crate::compile::pick_rules;
 use crate::model::{Family, IpFamily, Protocol, V4, V6};
 use crate::ruleset::element::{Destination, Element, Role};
 use crate::ruleset::expr::{Expr, MetaKey, Register, Statement, Verdict};
-use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::name::{ChainName, Draw, Pick, SetName, SlotMap};
 use crate::ruleset::schema::base_chain;
 use crate::ruleset::{Rule, SetOptions, Table};
 
@@ -126,6 +127,38 @@ impl Netlink {
     pub fn can_count(&mut self) -> Result<bool, ApplyError> {
         // Whichever family this kernel has.
         Ok(self.try_counters::<V4>()? || self.try_counters::<V6>()?)
+    }
+
+    /// Whether rules can hash clients' addresses.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel cannot be asked.
+    pub fn can_hash(&mut self) -> Result<bool, ApplyError> {
+        // Whichever family this kernel has.
+        Ok(self.try_hash::<V4>()? || self.try_hash::<V6>()?)
+    }
+
+    fn try_hash<F: Family>(&mut self) -> Result<bool, ApplyError> {
+        let scratch = scratch();
+        let mut encoder = Encoder::<F>::new(&scratch, true);
+        encoder.begin();
+        encoder.add_dormant_table();
+        let pick = Pick {
+            map: SlotMap::Endpoints,
+            draw: Draw::Hash,
+            n: NonZeroU32::MIN,
+            sticky: false,
+        };
+        encoder.add_set(pick.map.set(), 1, None, SetOptions::default());
+        encoder.add_chain(ChainName::Pick(pick));
+        // What translates may stand only where a nat chain leads, and is tried elsewhere.
+        let is_hash = |expr: &Expr| !matches!(expr, Expr::Dnat { .. });
+        for mut rule in pick_rules::<F>(pick) {
+            rule.exprs.retain(is_hash);
+            encoder.add_rule(ChainName::Pick(pick), &rule);
+        }
+        Ok(self.try_batch(encoder)?.is_empty())
     }
 
     fn try_counters<F: Family>(&mut self) -> Result<bool, ApplyError> {

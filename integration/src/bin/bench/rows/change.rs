@@ -95,7 +95,7 @@ fn rows(scale: Scale, size: Size) -> Result<Vec<Row>> {
 
 /// Repeats a change and what takes it back. The first time does not count: it makes pick chains
 /// that later ones find.
-fn there_and_back(
+pub(super) fn there_and_back(
     effort: Effort,
     mut both: impl FnMut(u32) -> Result<(Cost, Cost)>,
 ) -> Result<(Vec<Cost>, Vec<Cost>)> {

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod audit;
+mod balancing;
 mod burst;
 mod change;
 mod cold;
@@ -61,6 +62,7 @@ pub(crate) fn jobs(scale: Scale) -> Vec<Job> {
         restart::jobs,
         repair::jobs,
         affinity::jobs,
+        balancing::jobs,
         conntrack::jobs,
         decode::jobs,
         audit::jobs,

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use nftproxy_core::k8s::{
-    LABEL_HEADLESS, LABEL_SERVICE_NAME, LABEL_SERVICE_PROXY_NAME, LABEL_ZONE,
+    ANNOTATION_BALANCING, ANNOTATION_WEIGHTS, LABEL_HEADLESS, LABEL_SERVICE_NAME,
+    LABEL_SERVICE_PROXY_NAME, LABEL_ZONE,
 };
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -21,6 +22,14 @@ const LABELS: [&str; 4] = [
     LABEL_HEADLESS,
     LABEL_SERVICE_NAME,
     LABEL_ZONE,
+];
+
+/// The annotations that are kept.
+const ANNOTATIONS: [&str; 4] = [
+    INITIAL_EVENTS_END,
+    ANNOTATION_TRIGGER_TIME,
+    ANNOTATION_BALANCING,
+    ANNOTATION_WEIGHTS,
 ];
 
 #[derive(Debug, Default)]
@@ -56,7 +65,7 @@ impl Kept {
     }
 
     fn wants(key: &str) -> bool {
-        LABELS.contains(&key) || key == INITIAL_EVENTS_END || key == ANNOTATION_TRIGGER_TIME
+        LABELS.contains(&key) || ANNOTATIONS.contains(&key)
     }
 }
 

@@ -136,6 +136,51 @@ fn both_encodings_mean_what_whole_objects_mean() {
     );
 }
 
+/// The recordings have no annotations of ours.
+#[test]
+fn annotations_of_ours_are_read_in_both_encodings() {
+    let (method, weights) = ("maglev", "10.244.1.5=3, fd00::5=0");
+    let json = format!(
+        r#"{{"metadata": {{"name": "web", "namespace": "a", "annotations": {{
+            "nftproxy.io/balancing": "{method}", "other": "x", "nftproxy.io/weights": "{weights}"
+        }}}}, "spec": {{"clusterIP": "10.96.0.1"}}}}"#
+    );
+    let field =
+        |number: u8, content: &[u8]| [&[number << 3 | 2, content.len() as u8], content].concat();
+    let annotation = |key: &str, value: &str| {
+        let entry = [field(1, key.as_bytes()), field(2, value.as_bytes())].concat();
+        field(12, &entry)
+    };
+    let metadata = [
+        field(1, b"web"),
+        field(3, b"a"),
+        annotation("nftproxy.io/weights", weights),
+        annotation("other", "x"),
+        annotation("nftproxy.io/balancing", method),
+    ]
+    .concat();
+    let metadata = [&[0x0a, metadata.len() as u8 | 0x80, 1], &metadata[..]].concat();
+    assert!((128..256).contains(&(metadata.len() - 3)));
+    let protobuf = [metadata, field(2, &field(3, b"10.96.0.1"))].concat();
+
+    let whole: Service = serde_json::from_str(&json).unwrap();
+    let expected = k8s::service(&whole, &mut Vec::new()).unwrap();
+    assert!(expected.balancing.is_some());
+    for (encoding, bytes) in [
+        (Encoding::Json, json.as_bytes()),
+        (Encoding::Protobuf, &protobuf[..]),
+    ] {
+        let object = Service::decode(encoding, bytes).unwrap();
+        assert_eq!(object.metadata.annotations.as_ref().unwrap().len(), 2);
+        let mut problems = Vec::new();
+        assert_eq!(
+            k8s::service(&object, &mut problems).as_ref(),
+            Some(&expected)
+        );
+        assert!(problems.is_empty());
+    }
+}
+
 /// Nothing that a server, or a wire, may do to an object ends in a panic.
 #[test]
 fn damaged_frames_are_errors() {
