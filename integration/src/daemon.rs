@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::Namespace;
+use crate::traffic::patience;
 
 /// Where the binary is. It is built first if it is missing or older than its sources; cargo knows.
 ///
@@ -159,7 +160,7 @@ impl Daemon {
     ///
     /// Fails with the log if that takes longer than ten seconds, or the process ends before.
     pub fn wait_for_log(&mut self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + 10 * patience();
         while Instant::now() < deadline {
             if self.log().contains(text) {
                 return Ok(());

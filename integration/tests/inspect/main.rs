@@ -7,7 +7,6 @@ mod offline;
 mod page;
 mod schema;
 mod server;
-mod trace;
 
 use std::path::PathBuf;
 

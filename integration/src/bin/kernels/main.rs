@@ -37,7 +37,7 @@ struct Arguments {
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// The suites to run, in this order.
-    #[arg(long = "suite", value_name = "NAME", default_values = ["vm", "leftovers", "check", "kernel", "packets", "damage", "daemon", "embedding"])]
+    #[arg(long = "suite", value_name = "NAME", default_values = ["vm", "leftovers", "check", "kernel", "packets", "trace", "damage", "daemon", "embedding"])]
     suites: Vec<String>,
     /// Only tests whose name contains this.
     #[arg(long, value_name = "TEXT")]

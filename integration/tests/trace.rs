@@ -1,4 +1,5 @@
 //! `nftproxy trace` on a node with real packets.
+#![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
