@@ -434,9 +434,11 @@ mod tests {
         let fixture = start();
         fixture.complete_lists().await;
         let commits = async |event: Event| {
+            // What has time, such as the digest of the change before, is done by then.
+            sleep(Duration::from_secs(5)).await;
             let before = fixture.v4.commits();
             fixture.send(event).await;
-            sleep(Duration::from_secs(5)).await;
+            sleep(Duration::from_millis(500)).await;
             (fixture.v4.commits() - before, fixture.script())
         };
         let (n, script) = commits(info(&[NODE_IP], "a")).await;

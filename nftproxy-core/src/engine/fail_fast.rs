@@ -11,6 +11,7 @@ use super::outcome::Outcome;
 use crate::apply::ApplyError;
 use crate::apply::netlink::GoneTable;
 use crate::model::counted::Turnover;
+use crate::model::presence::Turnovers;
 use crate::model::{EndpointAddress, Family, State, V4, V6};
 
 /// For how long clients are told. Whoever is silent for longer finds out by itself.
@@ -47,7 +48,7 @@ impl FailFast {
         now: Instant,
         outcomes: &mut Vec<Outcome>,
     ) {
-        if let Some((v4, v6)) = state.take_presence() {
+        if let Some(Turnovers { v4, v6 }) = state.take_presence() {
             let v4 = self.v4.turn_over(&mut self.table, v4, now);
             let v6 = self.v6.turn_over(&mut self.table, v6, now);
             self.conclude([v4.err(), v6.err()], now, outcomes);

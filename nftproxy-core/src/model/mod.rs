@@ -11,7 +11,7 @@ mod family;
 mod filter;
 mod name;
 mod node;
-mod presence;
+pub(crate) mod presence;
 mod service;
 mod state;
 

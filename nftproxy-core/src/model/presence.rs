@@ -3,6 +3,12 @@
 use super::counted::{Counted, Turnover};
 use super::{EndpointAddress, EndpointSlice, Family, Protocol, V4, V6};
 
+/// What has come and gone in both families.
+pub(crate) struct Turnovers {
+    pub(crate) v4: Turnover<EndpointAddress<V4>>,
+    pub(crate) v6: Turnover<EndpointAddress<V6>>,
+}
+
 /// The TCP endpoints of all slices.
 #[derive(Debug, Default)]
 pub(super) struct Presence {
@@ -24,10 +30,11 @@ impl Presence {
     }
 
     /// What has come and gone since the last call.
-    pub(super) fn drain(
-        &mut self,
-    ) -> (Turnover<EndpointAddress<V4>>, Turnover<EndpointAddress<V6>>) {
-        (self.v4.drain(), self.v6.drain())
+    pub(super) fn drain(&mut self) -> Turnovers {
+        Turnovers {
+            v4: self.v4.drain(),
+            v6: self.v6.drain(),
+        }
     }
 }
 

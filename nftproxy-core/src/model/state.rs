@@ -5,11 +5,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::counted::Turnover;
-use super::presence::Presence;
-use super::{
-    EndpointAddress, EndpointSlice, Family, Filter, Service, ServiceName, SliceName, V4, V6,
-};
+use super::presence::{Presence, Turnovers};
+use super::{EndpointSlice, Family, Filter, Service, ServiceName, SliceName};
 
 /// Services, EndpointSlices and ServiceCIDRs, as last seen, in any order of arrival.
 ///
@@ -63,9 +60,7 @@ impl State {
 
     /// The TCP endpoints that have come and gone since the last call: those that slices have at all,
     /// ready or not. Nothing, unless somebody keeps account.
-    pub(crate) fn take_presence(
-        &mut self,
-    ) -> Option<(Turnover<EndpointAddress<V4>>, Turnover<EndpointAddress<V6>>)> {
+    pub(crate) fn take_presence(&mut self) -> Option<Turnovers> {
         Some(self.presence.as_mut()?.drain())
     }
 

@@ -33,7 +33,7 @@ impl Comment {
         let text = &text[..end.unwrap_or_default()];
         // Nearly all are plain, which is seen faster in bytes.
         let is_plain = |byte: &u8| matches!(byte, b' '..=b'~') && !is_bad(char::from(*byte));
-        if !text.as_bytes().iter().all(|byte| is_plain(byte)) && text.contains(is_bad) {
+        if !text.as_bytes().iter().all(is_plain) && text.contains(is_bad) {
             return Self(text.replace(is_bad, &SUBSTITUTE.to_string()).into());
         }
         Self(text.into())

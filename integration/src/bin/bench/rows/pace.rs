@@ -88,9 +88,9 @@ fn row(scale: Scale, size: Size, per_second: u32) -> Result<Row> {
                 succeed(engine.perform(due.task, now))?;
                 n_syncs += usize::from(due.task == Task::Sync);
                 let (in_force, done) = (engine.synced_revision(), Instant::now());
-                while let Some((_, came)) = waiting.pop_front_if(|(at, _)| *at <= in_force) {
-                    waits.push(done.saturating_duration_since(came));
-                }
+                let n_done = waiting.partition_point(|(at, _)| *at <= in_force);
+                let came = waiting.drain(..n_done).map(|(_, came)| came);
+                waits.extend(came.map(|came| done.saturating_duration_since(came)));
             }
             None if change_at.is_none() && waiting.is_empty() => break,
             None => {
