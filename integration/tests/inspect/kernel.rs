@@ -143,6 +143,10 @@ fn a_healthy_node_is_clean_and_damage_is_found() {
                 "error extra  chain services: rule 1 is none that should be there: ip saddr 10.1.1.1/32 drop",
             ),
             (
+                "insert rule ip6 nftproxy node-ports goto about",
+                "error extra  chain node-ports: rule 1 is none that should be there: goto about",
+            ),
+            (
                 "insert rule ip6 nftproxy guard counter",
                 "error extra  chain guard: rule 1 is none that should be there: counter",
             ),
@@ -177,6 +181,12 @@ fn a_healthy_node_is_clean_and_damage_is_found() {
             assert!(
                 lines.iter().any(|line| line.starts_with(wanted)),
                 "{script}: {wanted} is missing from {lines:#?}"
+            );
+            // The chain that tells of the table is there, whoever leads to it.
+            let dangling = "chain about, which does not exist";
+            assert!(
+                !lines.iter().any(|line| line.contains(dangling)),
+                "{script}"
             );
         }
     });

@@ -142,7 +142,9 @@ impl Links {
         });
         let fixed = ruleset.skeleton.chains.iter();
         let fixed = fixed.map(|(chain, rules)| (*chain, Cow::Borrowed(rules)));
-        let leads_to = fixed.chain(picks).map(|(chain, rules)| {
+        // What tells of the table is there, and leads nowhere.
+        let about = (ChainName::About, Cow::Owned(Vec::new()));
+        let leads_to = fixed.chain(picks).chain([about]).map(|(chain, rules)| {
             let mut targets = BTreeSet::new();
             for expr in rules.iter().flat_map(|rule| &rule.exprs) {
                 match expr {

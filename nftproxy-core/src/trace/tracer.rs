@@ -57,7 +57,9 @@ impl<'a, F: Family> Tracer<'a, F> {
         let fixed = fixed.map(|(chain, rules)| (*chain, rules.as_slice().into()));
         let picks = ruleset.picks.iter();
         let picks = picks.map(|pick| (ChainName::Pick(*pick), pick_rules::<F>(*pick).into()));
-        let chains = fixed.chain(picks).collect();
+        // Whatever is led there comes back.
+        let about = (ChainName::About, Vec::new().into());
+        let chains = fixed.chain(picks).chain([about]).collect();
         let mut elements = BTreeMap::<_, BTreeMap<_, _>>::new();
         for element in &ruleset.elements {
             let mut key = Vec::new();
