@@ -117,13 +117,17 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Our tables, as far as they are there.
+/// Our tables, as far as they are there, without what they say of themselves a second later.
 fn list(bed: &Bed) -> String {
     let table = |family| {
         let command = ["nft", "-s", "list", "table", family, "nftproxy"];
         bed.lab.node.exec(&command).unwrap_or_default()
     };
-    table("ip") + &table("ip6")
+    let both = table("ip") + &table("ip6");
+    let lines = both
+        .lines()
+        .filter(|line| !line.contains("return comment \"nftproxy "));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn nft(bed: &Bed, script: &str) {
