@@ -124,9 +124,12 @@ fn list(bed: &Bed) -> String {
         bed.lab.node.exec(&command).unwrap_or_default()
     };
     let both = table("ip") + &table("ip6");
-    let lines = both
-        .lines()
-        .filter(|line| !line.contains("return comment \"nftproxy "));
+    let mut is_about = false;
+    let lines = both.lines().filter(|line| {
+        let was_about = is_about;
+        is_about = line.contains("chain about {") || is_about && !line.starts_with("\t}");
+        !was_about && !is_about && !line.is_empty()
+    });
     lines.collect::<Vec<_>>().join("\n")
 }
 
