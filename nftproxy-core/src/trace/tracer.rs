@@ -88,7 +88,7 @@ impl<'a, F: Family> Tracer<'a, F> {
         }
     }
 
-    /// As [`ways`].
+    /// As [`ways`](super::ways).
     pub(crate) fn ways(&mut self, packet: &Packet<F>) -> Result<Ways<F>, TraceError> {
         let mut ways = Ways::new();
         // Each number that can be drawn is a way to go. The first run draws 0 wherever it draws,
