@@ -41,7 +41,7 @@ impl FailFast {
         }
     }
 
-    /// Takes out what is back. To be called right before a sync.
+    /// Takes out what is back. To be called right before a sync or a repair.
     pub(super) fn before_sync(
         &mut self,
         state: &mut State,
@@ -147,13 +147,12 @@ impl<F: Family> Side<F> {
                 back.push(endpoint);
             }
         }
-        if self.table == Known::Right && !back.is_empty() && !self.listed.is_empty() {
-            self.table = Known::Wrong;
-            if table.take_out(&back).is_ok() {
-                self.table = Known::Right;
+        if !back.is_empty() {
+            // The last one takes the table with it.
+            let stays = self.table == Known::Right && !self.listed.is_empty();
+            if !stays || table.take_out(&back).is_err() {
+                self.table = Known::Wrong;
             }
-        } else if !back.is_empty() {
-            self.table = Known::Wrong;
         }
         self.mend(table, now)
     }

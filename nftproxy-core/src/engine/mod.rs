@@ -403,10 +403,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 
     /// Both families, whatever becomes of the first.
     fn sync(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
-        if let Some(fail_fast) = &mut self.fail_fast {
-            fail_fast.before_sync(&mut self.state, now, outcomes);
-        }
-        self.take_dirty();
+        self.begin(now, outcomes);
         let (used, (v4, v6)) = cpu::used_by(|| {
             let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
             let v4 = self.v4.as_mut().map(|v4| v4.sync(state, node, ips));
@@ -441,7 +438,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
 
     /// What others did, in both families.
     fn repair(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
-        self.take_dirty();
+        self.begin(now, outcomes);
         let (used, (v4, v6)) = cpu::used_by(|| {
             let (state, node, ips) = (&self.state, &self.node, &self.local_addresses);
             let v4 = self.v4.as_mut();
@@ -530,8 +527,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         }
     }
 
-    /// Hands the names of dirty Services to both families.
-    fn take_dirty(&mut self) {
+    /// What comes before the tables are changed: endpoints that are back are taken out of those that
+    /// are gone, as a repair may lead clients there as well, and both families get the names of dirty
+    /// Services.
+    fn begin(&mut self, now: Instant, outcomes: &mut Vec<Outcome>) {
+        if let Some(fail_fast) = &mut self.fail_fast {
+            fail_fast.before_sync(&mut self.state, now, outcomes);
+        }
         let dirty = self.state.take_dirty();
         // Most instances have both, and need the names twice.
         if let Some(v4) = &mut self.v4 {
