@@ -5,7 +5,7 @@ use super::attribute::{attributes, find, put_str, string};
 use super::constants::*;
 use super::decode::{Decoder, decode_element, decode_rule};
 use super::hold::TableState;
-use super::list::{LIST_ATTEMPTS, is_passing, put_set};
+use super::list::{LIST_ATTEMPTS, is_passing};
 use crate::apply::ApplyError;
 use crate::counts::{Counts, Reason};
 use crate::model::Family;
@@ -109,25 +109,16 @@ impl Netlink {
         counts: &mut Counts<F>,
         decoder: &mut Decoder<'_, F>,
     ) -> Result<(), ApplyError> {
-        let table = self.table.clone();
-        self.dump::<F>(
-            NFT_MSG_GETSETELEM,
-            set.as_str(),
-            |out| put_set(out, &table, set),
-            |message| {
-                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                for (_, bytes) in attributes(list) {
-                    let Some(element) = decode_element(set, bytes) else {
-                        continue;
-                    };
-                    let number = find(bytes, NFTA_SET_ELEM_EXPR).and_then(number);
-                    if let Some(number) = number {
-                        counts.elements.push((element.clone(), number));
-                    }
-                    note_slots(decoder, element);
-                }
-            },
-        )
+        self.dump_set::<F>(set.as_str(), |bytes| {
+            let Some(element) = decode_element(set, bytes) else {
+                return;
+            };
+            let number = find(bytes, NFTA_SET_ELEM_EXPR).and_then(number);
+            if let Some(number) = number {
+                counts.elements.push((element.clone(), number));
+            }
+            note_slots(decoder, element);
+        })
     }
 }
 

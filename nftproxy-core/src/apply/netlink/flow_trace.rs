@@ -20,7 +20,7 @@ pub use self::step::FlowStep;
 use self::step::{be64, read_step};
 use super::attribute::{begin_nest, end_nest, find, messages, put, put_str, string};
 use super::constants::*;
-use super::small::{SmallBatch, compare, expression, number, value};
+use super::small::{SmallBatch, compare, expression, has_bit, load, number, value};
 use super::{Netlink, ffi};
 use crate::apply::{ApplyError, Operation, Verb};
 use crate::model::{Family, IpFamily, Protocol, V4, V6};
@@ -267,26 +267,14 @@ fn mark<F: Family>(out: &mut Vec<u8>, flow: &Flow) {
     /// `NF_CT_STATE_BIT(IP_CT_NEW)`
     const NEW: u32 = 1 << 3;
     let payload = |out: &mut Vec<u8>, base, offset, with: &[u8]| {
-        expression(out, "payload", |out| {
-            number(out, 1, REGISTER);
-            number(out, 2, base);
-            number(out, 3, offset);
-            number(out, 4, with.len() as u32);
-        });
+        load(out, REGISTER, base, offset, with.len() as u32);
         compare(out, REGISTER, NFT_CMP_EQ, with);
     };
     expression(out, "ct", |out| {
         number(out, 1, REGISTER);
         number(out, 2, 0);
     });
-    expression(out, "bitwise", |out| {
-        number(out, 1, REGISTER);
-        number(out, 2, REGISTER);
-        number(out, 3, 4);
-        value(out, 4, &NEW.to_ne_bytes());
-        value(out, 5, &[0; 4]);
-    });
-    compare(out, REGISTER, NFT_CMP_NEQ, &[0; 4]);
+    has_bit(out, REGISTER, NEW);
     let ends = [
         (F::SADDR_OFFSET, flow.source),
         (F::DADDR_OFFSET, Some(flow.destination)),

@@ -25,10 +25,10 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::Netlink;
-use super::attribute::{attributes, begin_nest, end_nest, find, put, put_str};
+use super::attribute::{begin_nest, end_nest, find, put, put_str};
 use super::constants::*;
 use super::encode::fields_type;
-use super::small::{SmallBatch, compare, expression, number, value};
+use super::small::{SmallBatch, compare, expression, has_bit, load, number, value};
 use crate::apply::{ApplyError, Operation, Verb};
 use crate::model::{EndpointAddress, Family, Protocol};
 use crate::ruleset::Table;
@@ -69,21 +69,9 @@ impl GoneTable {
     ///
     /// If the kernel cannot be asked.
     pub fn list<F: Family>(&mut self) -> Result<Vec<EndpointAddress<F>>, ApplyError> {
-        let table = self.0.table().clone();
         let mut endpoints = Vec::new();
-        let listed = self.0.dump::<F>(
-            NFT_MSG_GETSETELEM,
-            SET,
-            |out| {
-                put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
-                put_str(out, NFTA_SET_ELEM_LIST_SET, SET);
-            },
-            |message| {
-                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                let elements = attributes(list).map(|(_, element)| element);
-                endpoints.extend(elements.filter_map(read_key::<F>));
-            },
-        );
+        let take = |element: &[u8]| endpoints.extend(read_key::<F>(element));
+        let listed = self.0.dump_set::<F>(SET, take);
         match listed {
             Err(ApplyError::Refused(refusal)) if refusal.is_not_found() => Ok(Vec::new()),
             listed => listed.map(|()| endpoints),
@@ -292,29 +280,14 @@ fn answer<F: Family>(out: &mut Vec<u8>) {
         number(out, 1, FIRST);
         number(out, 2, NFT_CT_STATUS);
     });
-    expression(out, "bitwise", |out| {
-        number(out, 1, FIRST);
-        number(out, 2, FIRST);
-        number(out, 3, 4);
-        value(out, 4, &CT_STATUS_DNAT.to_ne_bytes());
-        value(out, 5, &[0; 4]);
-    });
-    compare(out, FIRST, NFT_CMP_NEQ, &[0; 4]);
+    has_bit(out, FIRST, CT_STATUS_DNAT);
     expression(out, "ct", |out| {
         number(out, 1, FIRST);
         number(out, 2, CT_DIRECTION);
     });
     compare(out, FIRST, NFT_CMP_EQ, &[IP_CT_DIR_ORIGINAL]);
-    let payload = |out: &mut Vec<u8>, register, base, offset, len| {
-        expression(out, "payload", |out| {
-            number(out, 1, register);
-            number(out, 2, base);
-            number(out, 3, offset);
-            number(out, 4, len);
-        });
-    };
     let address_len = F::ADDRESS_LEN as u32;
-    payload(
+    load(
         out,
         FIRST,
         NFT_PAYLOAD_NETWORK_HEADER,
@@ -325,7 +298,7 @@ fn answer<F: Family>(out: &mut Vec<u8>) {
         number(out, 1, after_address);
         number(out, 2, NFT_META_L4PROTO);
     });
-    payload(out, after_address + 1, NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
+    load(out, after_address + 1, NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2);
     expression(out, "lookup", |out| {
         put_str(out, 1, SET);
         number(out, 2, FIRST);

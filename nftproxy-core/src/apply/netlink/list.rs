@@ -77,18 +77,10 @@ impl Netlink {
         &mut self,
         decode: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<Vec<T>, ApplyError> {
-        let (set, table) = (SetName::Affinity, self.table.clone());
         for _ in 0..LIST_ATTEMPTS {
             let mut elements = Vec::new();
-            let dump = self.dump::<F>(
-                NFT_MSG_GETSETELEM,
-                set.as_str(),
-                |out| put_set(out, &table, set),
-                |message| {
-                    let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
-                    elements.extend(attributes(list).filter_map(|(_, element)| decode(element)));
-                },
-            );
+            let take = |element: &[u8]| elements.extend(decode(element));
+            let dump = self.dump_set::<F>(SetName::Affinity.as_str(), take);
             match dump {
                 Ok(()) => return Ok(elements),
                 Err(ApplyError::Receive(error))
@@ -165,6 +157,24 @@ impl Netlink {
         Ok(Some(decoder.finish()))
     }
 
+    /// Calls `take` with each element of a set of the table, as the kernel has it.
+    pub(super) fn dump_set<F: Family>(
+        &mut self,
+        set: &str,
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), ApplyError> {
+        let table = self.table.clone();
+        self.dump::<F>(
+            NFT_MSG_GETSETELEM,
+            set,
+            |out| put_set(out, &table, set),
+            |message| {
+                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                attributes(list).for_each(|(_, element)| take(element));
+            },
+        )
+    }
+
     fn dump_elements<F: Family>(
         &mut self,
         set: SetName,
@@ -174,7 +184,7 @@ impl Netlink {
         self.dump::<F>(
             NFT_MSG_GETSETELEM,
             set.as_str(),
-            |out| put_set(out, &table, set),
+            |out| put_set(out, &table, set.as_str()),
             |message| decoder.elements(set, message),
         )
     }
@@ -225,7 +235,7 @@ impl Netlink {
         let table = self.table.clone();
         let mut scratch = Vec::new();
         let request = |out: &mut Vec<u8>| {
-            put_set(out, &table, set);
+            put_set(out, &table, set.as_str());
             let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
             for key in keys {
                 scratch.clear();
@@ -269,9 +279,9 @@ impl Netlink {
 }
 
 /// Names a set in a request for its elements.
-pub(super) fn put_set(out: &mut Vec<u8>, table: &Table, set: SetName) {
+fn put_set(out: &mut Vec<u8>, table: &Table, set: &str) {
     put_str(out, NFTA_SET_ELEM_LIST_TABLE, table.name());
-    put_str(out, NFTA_SET_ELEM_LIST_SET, set.as_str());
+    put_str(out, NFTA_SET_ELEM_LIST_SET, set);
 }
 
 /// Whether the ruleset changed while it was listed: a dump was interrupted, or an object went away

@@ -134,3 +134,25 @@ pub(super) fn compare(out: &mut Vec<u8>, register: u32, operation: u32, with: &[
         value(out, 3, with);
     });
 }
+
+/// Writes what loads bytes of a header into a register.
+pub(super) fn load(out: &mut Vec<u8>, register: u32, base: u32, offset: u32, len: u32) {
+    expression(out, "payload", |out| {
+        number(out, 1, register);
+        number(out, 2, base);
+        number(out, 3, offset);
+        number(out, 4, len);
+    });
+}
+
+/// Writes expressions that go on if a register has one of these bits (4 bytes, host byte order).
+pub(super) fn has_bit(out: &mut Vec<u8>, register: u32, bits: u32) {
+    expression(out, "bitwise", |out| {
+        number(out, 1, register);
+        number(out, 2, register);
+        number(out, 3, 4);
+        value(out, 4, &bits.to_ne_bytes());
+        value(out, 5, &[0; 4]);
+    });
+    compare(out, register, NFT_CMP_NEQ, &[0; 4]);
+}
