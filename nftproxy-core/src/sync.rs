@@ -641,7 +641,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         observed: Option<&Observed<F>>,
         skeleton: &Skeleton,
         timings: &mut Timings,
-    ) -> (Delta<F>, sizes::Counts) {
+    ) -> (Delta<F>, sizes::ElementCounts) {
         let start = Instant::now();
         let compiled = |timings: &mut Timings| {
             timings.compile += start.elapsed();
@@ -781,10 +781,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             all = services.chain(dirty).cloned().collect();
             &all
         };
-        match changes {
-            Some(changes) => *changes = self.compilation.update(state, node, dirty, seeds),
-            None => self.compilation.update_unseen(state, node, dirty, seeds),
-        }
+        self.compilation
+            .update_into(state, node, dirty, seeds, changes);
         if self.compiled_for.as_ref() != Some(node) {
             self.compiled_for = Some(node.clone());
         }

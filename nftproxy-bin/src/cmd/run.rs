@@ -380,12 +380,11 @@ fn tell_of_gone<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable>(
     engine: &mut Engine<K4, K6, T>,
     args: &RunArgs,
 ) -> anyhow::Result<()> {
-    let mut gone = GoneTable::open(&Table::default(), None)?;
+    let gone = GoneTable::open(&Table::default(), None)?;
     if args.fail_fast {
         engine.fail_fast(gone);
     } else {
-        // What was left of it times out by itself, if it cannot be deleted.
-        let _ = gone.remove::<V4>().and(gone.remove::<V6>());
+        gone.discard();
     }
     Ok(())
 }

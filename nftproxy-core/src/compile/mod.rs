@@ -237,18 +237,9 @@ impl<F: Family> Compilation<F> {
         changes
     }
 
-    /// The same for when nobody asks what changes, as everything is going to be compared.
-    pub(crate) fn update_unseen(
-        &mut self,
-        state: &State,
-        node: &Node,
-        dirty: &BTreeSet<ServiceName>,
-        seeds: &Seeds<F>,
-    ) {
-        self.update_into(state, node, dirty, seeds, None);
-    }
-
-    fn update_into(
+    /// The same; without `changes` for when nobody asks what changes, as everything is going to be
+    /// compared.
+    pub(crate) fn update_into(
         &mut self,
         state: &State,
         node: &Node,

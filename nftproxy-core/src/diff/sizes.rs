@@ -24,11 +24,13 @@ const SIZED_FROM: usize = 1_000;
 pub type Sizes = BTreeMap<SetName, u32>;
 
 /// How many elements each set has.
-pub(crate) type Counts = BTreeMap<SetName, usize>;
+pub(crate) type ElementCounts = BTreeMap<SetName, usize>;
 
 /// How many of these elements each set has.
-pub(crate) fn count<'a, F: Family>(elements: impl IntoIterator<Item = &'a Element<F>>) -> Counts {
-    let mut counts = Counts::new();
+pub(crate) fn count<'a, F: Family>(
+    elements: impl IntoIterator<Item = &'a Element<F>>,
+) -> ElementCounts {
+    let mut counts = ElementCounts::new();
     // Elements of one set come together, most of the time.
     let mut run: Option<(SetName, usize)> = None;
     for element in elements {
@@ -48,7 +50,7 @@ pub(crate) fn count<'a, F: Family>(elements: impl IntoIterator<Item = &'a Elemen
 }
 
 /// The sizes to make sets with that have so many elements.
-pub(crate) fn sizes_for(counts: &Counts) -> Sizes {
+pub(crate) fn sizes_for(counts: &ElementCounts) -> Sizes {
     let sized = counts
         .iter()
         .filter_map(|(set, n)| Some((*set, size_for(*set, *n)?)));
@@ -56,7 +58,7 @@ pub(crate) fn sizes_for(counts: &Counts) -> Sizes {
 }
 
 /// The larger sizes of those sets that must have them, if they are to have so many elements.
-pub(crate) fn outgrown(sizes: &Sizes, counts: &Counts) -> Sizes {
+pub(crate) fn outgrown(sizes: &Sizes, counts: &ElementCounts) -> Sizes {
     let is_full =
         |(set, n): &(&SetName, &usize)| sizes.get(set).is_some_and(|size| **n > *size as usize);
     let full = counts.iter().filter(is_full);
@@ -78,12 +80,12 @@ fn size_for(set: SetName, n: usize) -> Option<u32> {
 #[derive(Debug, Default)]
 pub(crate) struct Occupancy {
     sizes: Sizes,
-    counts: Counts,
+    counts: ElementCounts,
 }
 
 impl Occupancy {
     /// With these sizes, and so many elements in any sets.
-    pub(crate) fn new(sizes: Sizes, mut counts: Counts) -> Self {
+    pub(crate) fn new(sizes: Sizes, mut counts: ElementCounts) -> Self {
         counts.retain(|set, _| sizes.contains_key(set));
         Self { sizes, counts }
     }
@@ -166,7 +168,8 @@ mod tests {
     #[test]
     fn a_set_is_made_anew_when_it_is_more_than_full() {
         let sizes = Sizes::from([(SetName::Endpoints, 2_048), (SetName::Services, 2_048)]);
-        let counts = |n| Counts::from([(SetName::Endpoints, n), (SetName::NodePorts, 10_000)]);
+        let counts =
+            |n| ElementCounts::from([(SetName::Endpoints, n), (SetName::NodePorts, 10_000)]);
         assert_eq!(outgrown(&sizes, &counts(2_048)), Sizes::new());
         let larger = Sizes::from([(SetName::Endpoints, 4_096)]);
         assert_eq!(outgrown(&sizes, &counts(2_049)), larger);

@@ -151,15 +151,14 @@ impl Engine {
             let netlinks = kernels.v4.iter_mut().chain(&mut kernels.v6);
             netlinks.for_each(|netlink| monitor.know(netlink));
         }
-        let mut gone = GoneTable::open(&options.table, namespace)?;
+        let gone = GoneTable::open(&options.table, namespace)?;
         let fails_fast = options.fails_fast;
         let mut engine = Self::new(kernels, options, now);
         engine.monitor = monitor;
         if fails_fast {
             engine.fail_fast(gone);
         } else {
-            // What was left of it times out by itself, if it cannot be deleted.
-            let _ = gone.remove::<V4>().and(gone.remove::<V6>());
+            gone.discard();
         }
         Ok(engine)
     }

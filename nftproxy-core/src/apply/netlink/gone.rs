@@ -30,7 +30,7 @@ use super::constants::*;
 use super::encode::fields_type;
 use super::small::{SmallBatch, compare, expression, has_bit, load, number, value};
 use crate::apply::{ApplyError, Operation, Verb};
-use crate::model::{EndpointAddress, Family, Protocol};
+use crate::model::{EndpointAddress, Family, Protocol, V4, V6};
 use crate::ruleset::Table;
 use crate::ruleset::element::write_port;
 use crate::ruleset::expr::CT_STATUS_DNAT;
@@ -136,6 +136,13 @@ impl GoneTable {
     /// If the kernel refuses.
     pub fn remove<F: Family>(&mut self) -> Result<bool, ApplyError> {
         self.0.remove::<F>()
+    }
+
+    /// Deletes what a process before this one may have left, for who is to tell nobody. What cannot be
+    /// deleted times out by itself.
+    pub fn discard(mut self) {
+        let _ = self.remove::<V4>();
+        let _ = self.remove::<V6>();
     }
 
     fn send<F: Family>(&mut self, batch: Batch<'_, F>) -> Result<(), ApplyError> {
