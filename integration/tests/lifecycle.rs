@@ -12,6 +12,7 @@ use integration::apiserver::{ApiServer, Resource};
 use integration::daemon::{Daemon, Output, binary, run};
 use integration::fixtures::{NODE_NAME, path, read};
 use integration::netns::{Namespace, in_sandbox, skip};
+use tempfile::TempDir;
 
 /// Rules of kube-proxy in mode iptables, beside those of the kubelet and of a CNI plugin.
 const IPTABLES: &str = "\
@@ -93,6 +94,20 @@ fn assert_only_others_rules(namespace: &Namespace) {
     let tables = namespace.exec(&["nft", "list", "tables"]).unwrap();
     assert!(!tables.contains("kube-proxy"), "{tables}");
     assert!(tables.contains("table ip other"), "{tables}");
+}
+
+/// An API server with nodes, the folder of its kubeconfig, and the flag that names that. The first two
+/// are to be kept for as long as it is asked.
+fn nodes_served(namespace: &Namespace) -> (ApiServer, TempDir, String) {
+    let server = namespace.run(|| ApiServer::start().unwrap());
+    server
+        .load_list(Resource::Nodes, &read("nodes.json"))
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = folder.path().join("kubeconfig");
+    fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+    let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+    (server, folder, kubeconfig)
 }
 
 /// O-143, O-146, O-147, O-151, O-152: everything of ours and of kube-proxy's goes, nothing of others,
@@ -273,14 +288,7 @@ fn a_closed_pipe_is_no_error() {
 fn init_only_sets_the_host_up_and_leaves_no_rules() {
     in_sandbox(|| {
         let namespace = Namespace::new("init").unwrap();
-        let server = namespace.run(|| ApiServer::start().unwrap());
-        server
-            .load_list(Resource::Nodes, &read("nodes.json"))
-            .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = folder.path().join("kubeconfig");
-        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let (_server, _folder, kubeconfig) = nodes_served(&namespace);
         let name = format!("--hostname-override={NODE_NAME}");
         // The size of the table is the whole machine's, and not a namespace's to set.
         let arguments = [
@@ -345,14 +353,7 @@ fn families_that_can_never_agree_end_the_process() {
         namespace
             .sysctl("net.ipv6.conf.all.disable_ipv6", "1")
             .unwrap();
-        let server = namespace.run(|| ApiServer::start().unwrap());
-        server
-            .load_list(Resource::Nodes, &read("nodes.json"))
-            .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = folder.path().join("kubeconfig");
-        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let (_server, folder, kubeconfig) = nodes_served(&namespace);
         let name = format!("--hostname-override={NODE_NAME}");
         let cluster = "\"command failed\" err=\"kube-proxy configuration is incorrect: cluster is \
                        IPv4-only but clusterCIDRs contains only IPv6 addresses\"";
@@ -387,14 +388,7 @@ fn families_that_can_never_agree_end_the_process() {
 fn kube_proxys_well_known_lines_are_logged() {
     in_sandbox(|| {
         let namespace = Namespace::new("lines").unwrap();
-        let server = namespace.run(|| ApiServer::start().unwrap());
-        server
-            .load_list(Resource::Nodes, &read("nodes.json"))
-            .unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let kubeconfig = folder.path().join("kubeconfig");
-        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
+        let (_server, _folder, kubeconfig) = nodes_served(&namespace);
         let name = format!("--hostname-override={NODE_NAME}");
         let mut daemon = Daemon::start(&namespace, &[&kubeconfig, &name, "-v=2"]).unwrap();
         for line in [
