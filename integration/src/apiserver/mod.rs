@@ -78,21 +78,41 @@ impl ApiServer {
 
     /// Starts a server on `addr`.
     pub fn bind(addr: SocketAddr) -> io::Result<Self> {
-        Self::serve(addr, None, None)
+        Self::serve(addr, None, None, Shared::default())
+    }
+
+    /// Starts a server on `addr` that knows what lists say from its first answer on; see
+    /// [`ApiServer::load_list`].
+    pub fn bind_with_lists(
+        addr: SocketAddr,
+        lists: impl IntoIterator<Item = (Resource, String)>,
+    ) -> anyhow::Result<Self> {
+        let shared = Shared::default();
+        for (resource, list) in lists {
+            shared.lock().load_list(resource, &list)?;
+        }
+        Ok(Self::serve(addr, None, None, shared)?)
     }
 
     /// Starts a server on `addr` which speaks nothing but TLS.
     pub fn bind_tls(addr: SocketAddr, tls: &Tls) -> anyhow::Result<Self> {
         let acceptor = tls.acceptor()?;
-        Ok(Self::serve(addr, Some(acceptor), Some(tls.clone()))?)
+        let shared = Shared::default();
+        Ok(Self::serve(
+            addr,
+            Some(acceptor),
+            Some(tls.clone()),
+            shared,
+        )?)
     }
 
     fn serve(
         addr: SocketAddr,
         acceptor: Option<TlsAcceptor>,
         tls: Option<Tls>,
+        shared: Shared,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(shared);
         let serving = shared.clone();
         let background = Background::start("apiserver", addr, move |socket| {
             listen::serve(socket, acceptor.clone(), serving.clone());
@@ -145,14 +165,7 @@ impl ApiServer {
     /// This sets the scene before a client connects: open watches see no events of it, and
     /// versions older than the list have expired.
     pub fn load_list(&self, resource: Resource, list: &str) -> anyhow::Result<()> {
-        let list = serde_json::from_str(list)
-            .with_context(|| format!("parsing a list of {}", resource.plural()))?;
-        let store = Store::from_list(&list)
-            .with_context(|| format!("reading a list of {}", resource.plural()))?;
-        let mut state = self.shared.lock();
-        *state.store_mut(resource) = store;
-        state.cache.clear();
-        Ok(())
+        self.shared.lock().load_list(resource, list)
     }
 
     /// Creates or replaces an object, which must carry its kind, and returns the
@@ -251,6 +264,15 @@ impl State {
 
     fn store_mut(&mut self, resource: Resource) -> &mut Store {
         &mut self.stores[resource as usize]
+    }
+
+    fn load_list(&mut self, resource: Resource, list: &str) -> anyhow::Result<()> {
+        let list = serde_json::from_str(list)
+            .with_context(|| format!("parsing a list of {}", resource.plural()))?;
+        *self.store_mut(resource) = Store::from_list(&list)
+            .with_context(|| format!("reading a list of {}", resource.plural()))?;
+        self.cache.clear();
+        Ok(())
     }
 
     fn put(&mut self, resource: Resource, object: Value, version: u64) -> anyhow::Result<()> {

@@ -60,9 +60,7 @@ impl Api {
         if self.server.is_some() {
             return Ok(());
         }
-        let server = host.run(|| ApiServer::bind(self.addr))?;
-        server.set_streaming_lists(StreamingLists::Served);
-        server.set_encodings(encodings);
+        let mut lists = Vec::new();
         for (kind, resource) in Resource::ALL.into_iter().enumerate() {
             // Versions are the whole cluster's, and other things have changed meanwhile.
             self.versions[kind] += VERSIONS;
@@ -78,8 +76,12 @@ impl Api {
                 .collect();
             let version = self.versions[kind].to_string();
             let list = json!({"metadata": {"resourceVersion": version}, "items": items});
-            server.load_list(resource, &list.to_string())?;
+            lists.push((resource, list.to_string()));
         }
+        // No client may find it empty: real servers answer when they have read what is stored.
+        let server = host.run(|| ApiServer::bind_with_lists(self.addr, lists))?;
+        server.set_streaming_lists(StreamingLists::Served);
+        server.set_encodings(encodings);
         self.server = Some(server);
         Ok(())
     }
