@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::apply::{ApplyError, Committed, Kernel, Refusal, Scope};
 use crate::compile::{
-    Changes, Compilation, Features, Leftovers, Note, Remembered, Seeds, skeleton,
+    Changes, Compilation, Features, Leftovers, Note, Remembered, Seeds, contains, skeleton,
 };
 use crate::diff::sizes::{self, Occupancy};
 use crate::diff::{Counts, Delta, Holder, Observed, TableChange, anew, changed_skeleton, diff};
@@ -43,7 +43,7 @@ pub struct Syncer<F: Family, K> {
     reported: BTreeSet<Note>,
     /// Another proxy's table that the next full sync takes over, and where NodePorts are.
     predecessor: Option<(Table, Vec<F::Address>)>,
-    /// ServiceCIDRs that were among the [`Leftovers`] already.
+    /// ServiceCIDRs that were among the [`Leftovers`] since the table was whole.
     known_service_cidrs: Vec<(F::Address, u8)>,
     /// The digest of the elements in the kernel, if it is known without looking at all of them.
     digest: Option<Digest>,
@@ -263,7 +263,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }))
     }
 
-    /// Notes the UDP flows that began while these elements were not as they should be, or anything
+    /// Notes the flows that began while these elements were not as they should be, or anything
     /// was.
     fn note_misled_flows<'a>(
         &mut self,
@@ -279,6 +279,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let mut destinations: BTreeSet<_> = changed.filter_map(destination).collect();
         if is_all {
             destinations.extend(self.compilation.destinations());
+            self.known_service_cidrs.clear();
         }
         self.compilation
             .note_misled_flows(state, node, destinations);
@@ -383,7 +384,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         Ok(true)
     }
 
-    /// The UDP flows that the syncs since the last call left behind; see
+    /// The flows that the syncs since the last call left behind; see
     /// [`Compilation::take_stale_flows`]. To be called after a sync that succeeded: before, new
     /// packets of a flow would be led the old way again.
     /// Nothing after [`Syncer::ignore_flows`].
@@ -391,7 +392,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         if self.compilation.ignores_flows() {
             return Leftovers {
                 flows: Vec::new(),
-                new_service_cidrs: Vec::new(),
+                one_way: Vec::new(),
             };
         }
         let service_cidrs = self
@@ -399,11 +400,16 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             .as_ref()
             .map_or(&[][..], |installed| &installed.service_cidrs);
         let is_new = |cidr: &&_| !self.known_service_cidrs.contains(cidr);
-        let new_service_cidrs = service_cidrs.iter().filter(is_new).copied().collect();
+        let mut one_way: Vec<_> = service_cidrs.iter().filter(is_new).copied().collect();
         self.known_service_cidrs = service_cidrs.to_vec();
+        let mut misled = self.compilation.take_misled(node_port_ips);
+        misled.retain(|address| !contains::<F>(&one_way, *address));
+        let whole = F::ADDRESS_LEN as u8 * 8;
+        one_way.extend(misled.into_iter().map(|address| (address, whole)));
+        one_way.sort();
         Leftovers {
             flows: self.compilation.take_stale_flows(node_port_ips),
-            new_service_cidrs,
+            one_way,
         }
     }
 
@@ -467,7 +473,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         dirty: &BTreeSet<ServiceName>,
         timings: Timings,
     ) -> Result<Report, ApplyError> {
-        self.pending.extend(dirty.iter().cloned());
+        if self.pending.is_empty() {
+            self.pending.clone_from(dirty);
+        } else {
+            self.pending.extend(dirty.iter().cloned());
+        }
         let (mut refused, mut left_out) = (BTreeSet::new(), BTreeSet::new());
         let mut notes = BTreeSet::new();
         loop {
@@ -772,17 +782,18 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             let is_unmarked = node.masquerade_mark.is_none();
             (zone.clone(), ips.clone(), is_unmarked, *hashes)
         };
-        let all;
-        let is_same = self.compiled_for.as_ref().map(all_depend_on) == Some(all_depend_on(node));
-        let dirty = if is_same {
-            dirty
-        } else {
-            let services = state.services().map(|service| &service.name);
-            all = services.chain(dirty).cloned().collect();
-            &all
-        };
+        let compiled_for = self.compiled_for.as_ref().map(all_depend_on);
+        let mut names: Vec<_> = dirty.iter().collect();
+        if compiled_for.is_none() {
+            // Nothing is known of those that are gone.
+            names = state.services().map(|service| &service.name).collect();
+        } else if compiled_for != Some(all_depend_on(node)) {
+            names.extend(state.services().map(|service| &service.name));
+            names.sort();
+            names.dedup();
+        }
         self.compilation
-            .update_into(state, node, dirty, seeds, changes);
+            .update_into(state, node, names.into_iter(), seeds, changes);
         if self.compiled_for.as_ref() != Some(node) {
             self.compiled_for = Some(node.clone());
         }

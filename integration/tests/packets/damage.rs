@@ -15,6 +15,7 @@ use integration::nft::loadable;
 use integration::traffic::{Flow, ProbeOptions, Protocol, probe};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 
 use crate::bed::{Bed, POD1, POD2, POD3, REMOTE, Source};
 
@@ -210,6 +211,62 @@ fn only_what_begins_while_the_table_is_damaged_fails() {
             failures.len(),
             windows.len(),
         );
+    });
+}
+
+/// Connections of TCP that nobody has answered while there was no table are led right when they ask
+/// again.
+#[test]
+fn connections_that_nobody_answered_without_a_table_succeed_after_the_repair() {
+    const EXTERNAL: [u8; 4] = [198, 51, 100, 77];
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.put("steady", STEADY, &[POD1], |service| {
+            service["spec"]["externalIPs"] = json!([IpAddr::from(EXTERNAL)]);
+        });
+        let daemon = bed.start_proxy();
+        signal(&daemon, Signal::SIGSTOP);
+        // Who is told that there is no way gives up.
+        let silent = "flush ruleset
+            table inet silent {
+                chain forward {
+                    type filter hook forward priority 0
+                    ct state new accept
+                    meta l4proto { icmp, icmpv6 } drop
+                }
+                chain output {
+                    type filter hook output priority 0
+                    icmp type destination-unreachable drop
+                    icmpv6 type destination-unreachable drop
+                }
+            }";
+        nft(&bed, silent);
+        let ips = [cluster_ip(STEADY).both().as_slice(), &[EXTERNAL.into()]].concat();
+        let outcomes = thread::scope(|scope| {
+            let connect = |ip: IpAddr| {
+                let options = ProbeOptions {
+                    timeout: PATIENCE,
+                    ..ProbeOptions::default()
+                };
+                probe(
+                    &bed.lab.pods[2],
+                    Protocol::Tcp,
+                    (ip, SERVICE_PORT).into(),
+                    options,
+                )
+            };
+            let threads: Vec<_> = ips
+                .iter()
+                .map(|ip| scope.spawn(move || connect(*ip)))
+                .collect();
+            sleep(Duration::from_millis(300));
+            signal(&daemon, Signal::SIGCONT);
+            let outcomes = threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap().to_string());
+            outcomes.collect::<Vec<_>>()
+        });
+        assert_eq!(outcomes, ["pod1"; 3], "{}", daemon.log());
     });
 }
 

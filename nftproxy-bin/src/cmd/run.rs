@@ -270,7 +270,7 @@ fn families<K4, K6, T>(kernels: &Kernels<K4, K6, T>) -> Vec<IpFamily> {
     v4.into_iter().chain(v6).collect()
 }
 
-/// Starts a thread that forgets stale UDP flows.
+/// Starts a thread that forgets stale flows.
 fn forget_flows(metrics: &Metrics) -> anyhow::Result<std::sync::mpsc::Sender<Flows>> {
     let conntrack = Conntrack::open().context("opening connection tracking")?;
     let conntrack = Measured::new(conntrack, metrics.proxy.clone());

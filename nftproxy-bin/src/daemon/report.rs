@@ -38,9 +38,9 @@ pub(crate) fn log(outcome: &Outcome) {
             ipFamily = %incident.family, by = by(incident), what = %incident,
             "others touched the table, and it is as it should be"
         ),
-        Outcome::FlowsForgotten { count } => debug!(count, "deleted stale UDP flows"),
+        Outcome::FlowsForgotten { count } => debug!(count, "deleted stale flows"),
         Outcome::FlowsFailed { error } => {
-            warn!(error = %chain(error), "stale UDP flows could not be deleted; retrying");
+            warn!(error = %chain(error), "stale flows could not be deleted; retrying");
         }
         Outcome::ChainsDeleted { family, count } => {
             info!(ipFamily = %family, numChains = count, "Deleting stale nftables chains");

@@ -199,7 +199,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
 
     fn hand_over(&self, flows: Flows) {
         if self.followers.flows.send(flows).is_err() {
-            warn!("stale UDP flows are no longer deleted");
+            warn!("stale flows are no longer deleted");
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Who owns a destination that several Service ports claim. Entry point: [`Claims`].
 
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
+
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 
 use super::port;
 use crate::model::{Family, Protocol, Service, ServiceName};
@@ -53,7 +55,7 @@ pub enum ClaimKind {
 /// ```
 #[derive(Debug, Default)]
 pub struct Claims<F: Family> {
-    owners: BTreeMap<Destination<F>, Claim>,
+    owners: IndexMap<Destination<F>, Claim>,
     losers: BTreeMap<Destination<F>, BTreeSet<Claim>>,
 }
 
@@ -91,7 +93,7 @@ impl<F: Family> Claims<F> {
         }
         match losers.and_then(BTreeSet::pop_first) {
             None => {
-                self.owners.remove(destination);
+                self.owners.swap_remove(destination);
                 None
             }
             Some(heir) => {

@@ -1,8 +1,11 @@
-//! UDP flows that changed rules do not reach.
+//! Flows that changed rules do not reach.
 //!
 //! The rules decide over the first packet of a flow. What is decided stays, for UDP as long as the
 //! flow goes on, so whatever changes for a UDP destination has to be told to connection tracking.
+//! Other connections end by themselves when they lead astray, but for those that nobody has answered
+//! yet: if one began while the rules were missing, each packet that is sent again goes that way, too.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
@@ -16,19 +19,18 @@ use crate::ruleset::element::Destination;
 pub struct Leftovers<F: Family> {
     /// Flows to Services, as they are or were.
     pub flows: Vec<StaleFlows<F>>,
-    /// ServiceCIDRs that have just become known (address, prefix length). What nobody has ever
-    /// translated or answered there may have started before the rules that would have stopped it.
-    pub new_service_cidrs: Vec<(F::Address, u8)>,
+    /// Ranges (address, prefix length), disjoint, in order. What nobody has ever translated or
+    /// answered there may have started before the rules that would have led or stopped it:
+    /// ServiceCIDRs that have just become known, and addresses of Services that the kernel did not
+    /// lead as it does now. It goes for all protocols.
+    pub one_way: Vec<(F::Address, u8)>,
 }
 
 impl<F: Family> Leftovers<F> {
     /// Whether there is nothing to look for.
     pub fn is_empty(&self) -> bool {
-        let Self {
-            flows,
-            new_service_cidrs,
-        } = self;
-        flows.is_empty() && new_service_cidrs.is_empty()
+        let Self { flows, one_way } = self;
+        flows.is_empty() && one_way.is_empty()
     }
 }
 
@@ -111,6 +113,7 @@ impl<F: Family> Compilation<F> {
     pub fn ignore_flows(&mut self) {
         self.ignores_flows = true;
         self.stale_flows.clear();
+        self.misled.clear();
     }
 
     pub(crate) fn ignores_flows(&self) -> bool {
@@ -169,11 +172,21 @@ impl<F: Family> Compilation<F> {
             return;
         }
         for destination in destinations {
+            self.misled.insert(destination.address);
             if destination.protocol == Protocol::Udp {
                 let keep = self.keep(state, node, &destination).unwrap_or_default();
                 self.stale_flows.insert(destination, keep);
             }
         }
+    }
+
+    /// The addresses that [`Compilation::note_misled_flows`] was told of since the last call.
+    pub(crate) fn take_misled(&mut self, node_port_ips: &[IpAddr]) -> BTreeSet<F::Address> {
+        let misled = std::mem::take(&mut self.misled);
+        let node_ports = misled.contains(&None).then_some(node_port_ips);
+        let node_ports = node_ports.into_iter().flatten();
+        let node_ports = node_ports.filter_map(|ip| F::address(*ip));
+        misled.iter().flatten().copied().chain(node_ports).collect()
     }
 
     /// All destinations that are led somewhere or refused.

@@ -22,10 +22,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 
+use indexmap::IndexMap;
+
 use crate::model::counted::{Counted, Turnover};
 use crate::model::{
-    EndpointAddress, EndpointSlice, Family, Filter, Node, NodePortAddresses, Protocol, Service,
-    ServiceName, ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
+    EndpointAddress, EndpointSlice, Family, Filter, Known, Node, NodePortAddresses, Protocol,
+    Service, ServiceName, ServicePort, ServicePortName, State, TrafficPolicy, V4, V6,
 };
 use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
@@ -171,7 +173,7 @@ impl<F: Family> Default for CompiledService<F> {
 /// It holds per Service what is needed to find the difference, not the elements themselves.
 #[derive(Debug)]
 pub struct Compilation<F: Family> {
-    services: BTreeMap<ServiceName, CompiledService<F>>,
+    services: IndexMap<ServiceName, CompiledService<F>>,
     claims: Claims<F>,
     cluster_ips: Counted<F::Address>,
     hairpin: Counted<F::Address>,
@@ -188,6 +190,8 @@ pub struct Compilation<F: Family> {
     lost_sticky: BTreeSet<Destination<F>>,
     /// UDP destinations whose flows may lead astray, and which may stay.
     stale_flows: BTreeMap<Destination<F>, Keep<F>>,
+    /// Addresses, and `None` for NodePorts, that the kernel did not lead as it should.
+    misled: BTreeSet<Option<F::Address>>,
     /// Nobody asks for the above.
     ignores_flows: bool,
     node_port_ips: BTreeSet<F::Address>,
@@ -200,7 +204,7 @@ pub struct Compilation<F: Family> {
 impl<F: Family> Default for Compilation<F> {
     fn default() -> Self {
         Self {
-            services: BTreeMap::new(),
+            services: IndexMap::new(),
             claims: Claims::default(),
             cluster_ips: Counted::default(),
             hairpin: Counted::default(),
@@ -211,6 +215,7 @@ impl<F: Family> Default for Compilation<F> {
             is_affinity_stale: false,
             lost_sticky: BTreeSet::new(),
             stale_flows: BTreeMap::new(),
+            misled: BTreeSet::new(),
             ignores_flows: false,
             node_port_ips: BTreeSet::new(),
             notes: BTreeMap::new(),
@@ -233,41 +238,53 @@ impl<F: Family> Compilation<F> {
         seeds: &Seeds<F>,
     ) -> Changes<F> {
         let mut changes = Changes::default();
-        self.update_into(state, node, dirty, seeds, Some(&mut changes));
+        self.update_into(state, node, dirty.iter(), seeds, Some(&mut changes));
         changes
     }
 
-    /// The same; without `changes` for when nobody asks what changes, as everything is going to be
-    /// compared.
-    pub(crate) fn update_into(
+    /// The same; `dirty` comes in order. Without `changes` for when nobody asks what changes, as
+    /// everything is going to be compared.
+    pub(crate) fn update_into<'a>(
         &mut self,
-        state: &State,
+        state: &'a State,
         node: &Node,
-        dirty: &BTreeSet<ServiceName>,
+        dirty: impl ExactSizeIterator<Item = &'a ServiceName>,
         seeds: &Seeds<F>,
         mut changes: Option<&mut Changes<F>>,
     ) {
+        let dirty = state.known(dirty);
+        self.services
+            .reserve(dirty.len().saturating_sub(self.services.len()));
         // Services that win or lose by what dirty ones claim.
         let mut affected = BTreeSet::new();
         let mut node_ports = BTreeSet::new();
-        for name in dirty {
-            self.update_claims(name, state.service(name), &mut affected, &mut node_ports);
+        for known in &dirty {
+            self.update_claims(known.name, known.service, &mut affected, &mut node_ports);
         }
         self.update_sticky_node_ports(state, &node_ports, &mut affected);
-        for name in dirty.union(&affected) {
-            self.update_service(name, state, node, seeds, changes.as_deref_mut());
+        affected.retain(|name| {
+            dirty
+                .binary_search_by(|known| known.name.cmp(name))
+                .is_err()
+        });
+        let affected = state.known(affected.iter());
+        for known in dirty.iter().chain(&affected) {
+            self.update_service(known, state, node, seeds, changes.as_deref_mut());
         }
-        let cluster_ips = self.cluster_ips.drain().map(Element::cluster_ip);
-        let hairpin = self.hairpin.drain().map(Element::hairpin);
         let node_port_ips = self.update_node_port_ips(node).map(Element::node_port_ip);
         if let Some(changes) = changes {
+            let cluster_ips = self.cluster_ips.drain().map(Element::cluster_ip);
+            let hairpin = self.hairpin.drain().map(Element::hairpin);
             for Turnover { come, gone } in [cluster_ips, hairpin, node_port_ips] {
                 changes.delete.extend(gone);
                 changes.add.extend(come);
             }
         }
+        self.cluster_ips.settle();
+        self.hairpin.settle();
         // Their chains come and go by themselves.
-        self.affinity_timeouts.drain();
+        self.picks.settle();
+        self.affinity_timeouts.settle();
     }
 
     /// Which optional chains the elements need.
@@ -288,7 +305,7 @@ impl<F: Family> Compilation<F> {
         std::mem::take(&mut self.notes_changed)
     }
 
-    /// The pick chains that the elements refer to, in order.
+    /// The pick chains that the elements refer to, in no order that means anything.
     pub fn picks(&self) -> impl Iterator<Item = Pick> {
         self.picks.iter()
     }
@@ -415,17 +432,25 @@ impl<F: Family> Compilation<F> {
 
     fn update_service(
         &mut self,
-        name: &ServiceName,
+        known: &Known<'_>,
         state: &State,
         node: &Node,
         seeds: &Seeds<F>,
         mut changes: Option<&mut Changes<F>>,
     ) {
-        let (service, slices) = state.service_and_slices(name);
+        let Known {
+            name,
+            service,
+            slices,
+        } = *known;
         let mut notes = BTreeSet::new();
-        let compiled = self.services.entry(name.clone()).or_default();
-        let mut old_ports = std::mem::take(&mut compiled.ports);
-        let old_cluster_ip = compiled.cluster_ip.take();
+        let (mut old_ports, old_cluster_ip) = match self.services.get_mut(name) {
+            Some(compiled) => (
+                std::mem::take(&mut compiled.ports),
+                compiled.cluster_ip.take(),
+            ),
+            None => (Vec::new(), None),
+        };
 
         let service_ports = service.map(|service| &*service.ports).unwrap_or_default();
         let mut ports = Vec::with_capacity(service_ports.len());
@@ -508,7 +533,7 @@ impl<F: Family> Compilation<F> {
             .into_iter()
             .for_each(|address| self.cluster_ips.remove(address));
         if cluster_ip.is_none() && ports.is_empty() {
-            self.services.remove(name);
+            self.services.swap_remove(name);
         } else if let Some(compiled) = self.services.get_mut(name) {
             compiled.ports = ports;
             compiled.cluster_ip = cluster_ip;

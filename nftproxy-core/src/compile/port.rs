@@ -259,6 +259,13 @@ impl<F: Family> PortRules<F> {
     /// The elements but those of slots, in order.
     pub(super) fn fixed_elements(&self) -> Vec<Element<F>> {
         let mut elements = Vec::with_capacity(self.routes.len() * 2);
+        self.push_fixed_elements(&mut elements);
+        elements.sort();
+        elements
+    }
+
+    /// Appends the elements but those of slots.
+    fn push_fixed_elements(&self, elements: &mut Vec<Element<F>>) {
         for route in &self.routes {
             if let Some(seconds) = self.affinity {
                 elements.push(Element::sticky(route.destination, seconds));
@@ -272,10 +279,8 @@ impl<F: Family> PortRules<F> {
                 let allowed = |prefix: &_| Element::allowed_source(destination, *prefix);
                 elements.extend(self.sources.iter().map(allowed));
             }
-            self.route_verdicts(route, &mut elements);
+            self.route_verdicts(route, elements);
         }
-        elements.sort();
-        elements
     }
 
     fn route_verdicts(&self, route: &Route<F>, out: &mut Vec<Element<F>>) {
@@ -384,7 +389,7 @@ pub(super) fn diff<F: Family>(
 ) {
     if let (None, Some(rules)) | (Some(rules), None) = (old, new) {
         let out = if new.is_some() { add } else { delete };
-        out.extend(rules.fixed_elements());
+        rules.push_fixed_elements(out);
         for SlotTable {
             map,
             destination,

@@ -1,14 +1,16 @@
-//! Has UDP flows forgotten that changed rules do not reach.
+//! Has flows forgotten that changed rules do not reach: mostly of UDP.
 //!
 //! [`Forgetter`] collects what syncs left behind, looks for it in connection tracking, and deletes
 //! what still leads astray a moment later. It is driven like the engine, and may be driven by
-//! another thread, as looking through a large table takes its time. That time is bounded: after each
-//! look it rests, and what comes meanwhile is gathered and looked for at once.
+//! another thread, as looking through a large table takes its time. That time is bounded: what comes
+//! now and then is looked for at once, and what comes all the time is gathered between looks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
+use super::budget::Budget;
+use super::cpu;
 use crate::apply::ApplyError;
 use crate::apply::netlink::conntrack::{Conntrack, Flow};
 use crate::compile::{Leftovers, StaleFlows};
@@ -19,9 +21,11 @@ const RETRY: Duration = Duration::from_secs(1);
 /// How long it takes at most from the kernel's consent to a sync to what the sync says here.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// A look is followed by a rest of so many times its length, which makes a twentieth of a core,
-const RESTS: u32 = 19;
-/// but by no longer one, as flows go astray meanwhile.
+/// Looking takes a twentieth of a core in the long run. Half a second of it may go ahead of its
+/// pauses, so that what was lost with the table is looked for before TCP asks again, which it does
+/// after a second;
+const LOOK_CREDIT: Duration = Duration::from_millis(9500);
+/// and no rest is longer than that, as flows go astray meanwhile.
 const REST_MAX: Duration = Duration::from_secs(1);
 
 /// Flows of one family that are to be forgotten.
@@ -62,8 +66,8 @@ pub trait FlowTable {
         stale: &[StaleFlows<F>],
     ) -> Result<Vec<Flow<F>>, ApplyError>;
 
-    /// Finds the flows into these ranges (address, prefix length) that nobody has ever answered or
-    /// translated.
+    /// Finds the flows of TCP, UDP and SCTP into these ranges (address, prefix length) that nobody
+    /// has ever answered or translated.
     ///
     /// # Errors
     ///
@@ -128,8 +132,8 @@ pub struct Forgetter<T = Conntrack> {
     v6: Side<V6>,
     /// When the next step is due, if there is anything to do.
     due_at: Option<Instant>,
-    /// When the rest after the last look is over.
-    rested_at: Option<Instant>,
+    /// What looking may cost, from the first look on.
+    budget: Option<Budget>,
 }
 
 impl<T: FlowTable> Forgetter<T> {
@@ -140,7 +144,7 @@ impl<T: FlowTable> Forgetter<T> {
             v4: Side::default(),
             v6: Side::default(),
             due_at: None,
-            rested_at: None,
+            budget: None,
         }
     }
 
@@ -157,7 +161,13 @@ impl<T: FlowTable> Forgetter<T> {
     }
 
     fn next_look(&self, now: Instant) -> Instant {
-        self.rested_at.map_or(now, |rested_at| rested_at.max(now))
+        let budget = self.budget.as_ref();
+        budget.map_or(now, |budget| budget.affordable_at().max(now))
+    }
+
+    fn budget(&mut self, now: Instant) -> &mut Budget {
+        let new = || Budget::new(LOOK_CREDIT, LOOK_CREDIT + REST_MAX, now);
+        self.budget.get_or_insert_with(new)
     }
 
     /// When [`Forgetter::perform`] is to be called; `None` if there is nothing to do.
@@ -177,10 +187,13 @@ impl<T: FlowTable> Forgetter<T> {
     pub fn perform(&mut self, now: Instant) -> Result<usize, ApplyError> {
         let may_look = self.next_look(now) == now;
         let start = Instant::now();
-        let v4 = self.v4.step(&mut self.table, may_look);
-        let v6 = self.v6.step(&mut self.table, may_look);
+        let (used, (v4, v6)) = cpu::used_by(|| {
+            let v4 = self.v4.step(&mut self.table, may_look);
+            let v6 = self.v6.step(&mut self.table, may_look);
+            (v4, v6)
+        });
         if may_look {
-            self.rested_at = Some(end_of_rest(now, start.elapsed()));
+            self.budget(now).spend(now + start.elapsed(), used);
         }
         let is_failure = v4.is_err() || v6.is_err();
         let is_found = !self.v4.found.is_empty() || !self.v6.found.is_empty();
@@ -192,11 +205,6 @@ impl<T: FlowTable> Forgetter<T> {
         };
         Ok(v4? + v6?)
     }
-}
-
-/// Until when to rest after a look that began now and took so long.
-fn end_of_rest(now: Instant, took: Duration) -> Instant {
-    now + took + took.saturating_mul(RESTS).min(REST_MAX)
 }
 
 /// One family's part.
@@ -246,9 +254,9 @@ impl<F: Family> Side<F> {
         }
         self.asked = std::mem::take(&mut self.todo);
         let mut n_deleted = 0;
-        if !self.asked.new_service_cidrs.is_empty() {
-            let cidrs: Vec<_> = self.asked.new_service_cidrs.iter().copied().collect();
-            let found = table.find_one_way::<F>(&cidrs)?;
+        if !self.asked.one_way.is_empty() {
+            let ranges: Vec<_> = self.asked.one_way.iter().copied().collect();
+            let found = table.find_one_way::<F>(&ranges)?;
             table.delete(&found)?;
             n_deleted = found.len();
         }
@@ -277,29 +285,26 @@ impl<F: Family> Side<F> {
 struct Todo<F: Family> {
     /// For each destination only the latest counts, which bounds it.
     by_destination: BTreeMap<(F::Address, NonZeroU16), StaleFlows<F>>,
-    new_service_cidrs: BTreeSet<(F::Address, u8)>,
+    one_way: BTreeSet<(F::Address, u8)>,
 }
 
 impl<F: Family> Default for Todo<F> {
     fn default() -> Self {
         Self {
             by_destination: BTreeMap::new(),
-            new_service_cidrs: BTreeSet::new(),
+            one_way: BTreeSet::new(),
         }
     }
 }
 
 impl<F: Family> Todo<F> {
     fn add(&mut self, leftovers: Leftovers<F>) {
-        let Leftovers {
-            flows,
-            new_service_cidrs,
-        } = leftovers;
+        let Leftovers { flows, one_way } = leftovers;
         let by_destination = flows
             .into_iter()
             .map(|flow| ((flow.address, flow.port), flow));
         self.by_destination.extend(by_destination);
-        self.new_service_cidrs.extend(new_service_cidrs);
+        self.one_way.extend(one_way);
     }
 
     /// Takes back what could not be done; what came meanwhile is newer.
@@ -307,11 +312,11 @@ impl<F: Family> Todo<F> {
         for (destination, flows) in undone.by_destination {
             self.by_destination.entry(destination).or_insert(flows);
         }
-        self.new_service_cidrs.extend(undone.new_service_cidrs);
+        self.one_way.extend(undone.one_way);
     }
 
     fn is_empty(&self) -> bool {
-        self.by_destination.is_empty() && self.new_service_cidrs.is_empty()
+        self.by_destination.is_empty() && self.one_way.is_empty()
     }
 }
 
@@ -363,7 +368,7 @@ mod tests {
                 port: NonZeroU16::MIN,
                 keep: Keep::default(),
             }],
-            new_service_cidrs: Vec::new(),
+            one_way: Vec::new(),
         })
     }
 
@@ -397,30 +402,23 @@ mod tests {
         let mut forgetter = Forgetter::new(Fake::default());
         let addresses: Vec<_> = (1..=20).map(|n| [10, 96, 0, n]).collect();
         let mut now = Instant::now();
+        let second = Duration::from_secs(1);
+        forgetter.budget(now);
+        now += second / 2;
+        forgetter.budget(now).spend(now, second / 2);
         forgetter.add(flows_to(addresses[0]), now);
-        forgetter.perform(now).unwrap();
-        assert_eq!(forgetter.next(), None);
-        let rested_at = forgetter.rested_at.unwrap();
-        assert!(rested_at > now);
-        // However long that look was.
-        let rested_at = rested_at + Duration::from_millis(100);
-        forgetter.rested_at = Some(rested_at);
+        assert_eq!(forgetter.next(), Some(now), "half a second may go ahead");
+        forgetter.budget(now).spend(now, second);
+        forgetter.add(flows_to(addresses[0]), now);
+        let rested_at = now + REST_MAX;
         for address in &addresses[1..] {
-            now += Duration::from_millis(1);
+            now += second / 1000;
             forgetter.add(flows_to(*address), now);
-            assert_eq!(forgetter.next(), Some(rested_at));
+            assert_eq!(forgetter.next(), Some(rested_at), "the longest rest");
         }
         forgetter.perform(rested_at).unwrap();
         assert_eq!(forgetter.next(), None);
         let asked: Vec<_> = forgetter.table.asked.iter().map(Vec::len).collect();
-        assert_eq!(asked, [1, 19]);
-
-        let second = Duration::from_secs(1);
-        assert_eq!(end_of_rest(now, second / 100), now + second / 5);
-        assert_eq!(
-            end_of_rest(now, second),
-            now + 2 * second,
-            "the longest rest"
-        );
+        assert_eq!(asked, [20]);
     }
 }

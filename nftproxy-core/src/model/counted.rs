@@ -1,20 +1,23 @@
 //! Things that several others need or have, each of which counts once.
 
-use std::collections::BTreeMap;
+use std::hash::Hash;
+
+use indexmap::IndexMap;
+use indexmap::map::Entry;
 
 /// How often each thing is needed, and which ones came or went since the last [`Counted::drain`].
 #[derive(Debug)]
 pub(crate) struct Counted<T> {
-    counts: BTreeMap<T, u32>,
-    /// Whether a thing whose count was touched was needed before.
-    touched: BTreeMap<T, bool>,
+    counts: IndexMap<T, u32>,
+    /// Each time that a thing came or went, and whether it had been needed before.
+    turns: Vec<(T, bool)>,
 }
 
 impl<T> Default for Counted<T> {
     fn default() -> Self {
         Self {
-            counts: BTreeMap::new(),
-            touched: BTreeMap::new(),
+            counts: IndexMap::new(),
+            turns: Vec::new(),
         }
     }
 }
@@ -35,21 +38,25 @@ impl<T> Turnover<T> {
     }
 }
 
-impl<T: Ord + Copy> Counted<T> {
+impl<T: Ord + Hash + Copy> Counted<T> {
     pub(crate) fn add(&mut self, thing: T) {
-        let count = self.counts.entry(thing).or_default();
-        self.touched.entry(thing).or_insert(*count > 0);
-        *count += 1;
+        match self.counts.entry(thing) {
+            Entry::Occupied(mut entry) => *entry.get_mut() += 1,
+            Entry::Vacant(entry) => {
+                entry.insert(1);
+                self.turns.push((thing, false));
+            }
+        }
     }
 
     pub(crate) fn remove(&mut self, thing: T) {
-        let Some(count) = self.counts.get_mut(&thing) else {
+        let Entry::Occupied(mut entry) = self.counts.entry(thing) else {
             return;
         };
-        self.touched.entry(thing).or_insert(true);
-        *count -= 1;
-        if *count == 0 {
-            self.counts.remove(&thing);
+        *entry.get_mut() -= 1;
+        if *entry.get() == 0 {
+            entry.swap_remove();
+            self.turns.push((thing, true));
         }
     }
 
@@ -58,7 +65,7 @@ impl<T: Ord + Copy> Counted<T> {
         self.counts.len()
     }
 
-    /// All that is needed, in order.
+    /// All that is needed, in no order that means anything.
     pub(crate) fn iter(&self) -> impl Iterator<Item = T> {
         self.counts.keys().copied()
     }
@@ -69,7 +76,10 @@ impl<T: Ord + Copy> Counted<T> {
             come: Vec::new(),
             gone: Vec::new(),
         };
-        for (thing, before) in std::mem::take(&mut self.touched) {
+        // The first turn of a thing tells how it was before all of them.
+        self.turns.sort_by_key(|(thing, _)| *thing);
+        self.turns.dedup_by_key(|(thing, _)| *thing);
+        for (thing, before) in std::mem::take(&mut self.turns) {
             match (before, self.counts.contains_key(&thing)) {
                 (false, true) => turnover.come.push(thing),
                 (true, false) => turnover.gone.push(thing),
@@ -77,5 +87,10 @@ impl<T: Ord + Copy> Counted<T> {
             }
         }
         turnover
+    }
+
+    /// Forgets what came and went.
+    pub(crate) fn settle(&mut self) {
+        self.turns = Vec::new();
     }
 }

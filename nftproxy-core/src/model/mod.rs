@@ -28,4 +28,5 @@ pub use service::{
     ClusterIps, Kept, Protocol, Service, ServiceAddress, ServiceName, ServicePort, ServicePortName,
     TrafficPolicy,
 };
+pub(crate) use state::Known;
 pub use state::State;

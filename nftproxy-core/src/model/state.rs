@@ -29,6 +29,15 @@ pub struct State {
     presence: Option<Box<Presence>>,
 }
 
+/// What is known of a Service.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub(crate) name: &'a ServiceName,
+    pub(crate) service: Option<&'a Service>,
+    /// In order of name.
+    pub(crate) slices: &'a [EndpointSlice],
+}
+
 /// What is known under a Service's name; never nothing.
 #[derive(Debug, Default)]
 struct Entry {
@@ -270,6 +279,36 @@ impl State {
             Some(Entry { service, slices }) => (service.as_deref(), slices),
             None => (None, &[]),
         }
+    }
+
+    /// What is known of each of these, which come in order.
+    pub(crate) fn known<'a>(
+        &'a self,
+        names: impl ExactSizeIterator<Item = &'a ServiceName>,
+    ) -> Vec<Known<'a>> {
+        // Walking along is cheaper than searching, if most of what is passed is wanted.
+        let mut entries =
+            (names.len() > self.by_name.len() / 4).then(|| self.by_name.iter().peekable());
+        let known = |name| {
+            let entry = match &mut entries {
+                Some(entries) => {
+                    while entries
+                        .next_if(|(other, _)| *other != name && *other < name)
+                        .is_some()
+                    {}
+                    entries
+                        .next_if(|(other, _)| *other == name)
+                        .map(|(_, entry)| entry)
+                }
+                None => self.by_name.get(name),
+            };
+            Known {
+                name,
+                service: entry.and_then(|entry| entry.service.as_deref()),
+                slices: entry.map_or(&[], |entry| &entry.slices),
+            }
+        };
+        names.map(known).collect()
     }
 
     /// The ranges of all ServiceCIDRs in one family (address, prefix length), merged, in order.

@@ -1,8 +1,9 @@
-//! Deletes connection tracking entries that lead UDP flows astray.
+//! Deletes connection tracking entries that lead flows astray.
 //!
 //! A flow that the kernel knows keeps going where it went, which for UDP may be for ever: the rules
 //! see its first packet only. [`StaleFlows`] says which flows of a destination are to be forgotten,
 //! so that their next packet meets the rules again.
+//! Flows that nobody has answered, of whatever protocol, are forgotten by range.
 
 mod walk;
 mod wire;
@@ -19,7 +20,7 @@ use super::constants::*;
 use super::socket::{Connection, DUMP_INTERRUPTED, read_refusal};
 use super::{namespace, nfproto};
 use crate::apply::{ApplyError, Operation, Refusal};
-use crate::compile::{StaleFlows, contains};
+use crate::compile::StaleFlows;
 use crate::model::{Family, IpFamily};
 use walk::Size;
 use wire::{Filter, read_entry, write_filter};
@@ -72,7 +73,7 @@ pub struct Usage {
     pub max: Option<u32>,
 }
 
-/// A UDP flow that the kernel knows.
+/// A flow that the kernel knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow<F: Family> {
     /// Address that its packets come from.
@@ -228,8 +229,10 @@ impl Conntrack {
         Ok(true)
     }
 
-    /// Finds the flows into these ranges (address, prefix length) that nobody has ever answered or
-    /// translated. Packets of such a flow never meet the rules again; once it is deleted, they do.
+    /// Finds the flows of TCP, UDP and SCTP into these ranges (address, prefix length) that nobody
+    /// has ever answered or translated. Packets of such a flow never meet the rules again; once it is
+    /// deleted, they do: a client of TCP that has heard nothing sends its first packet again and
+    /// again.
     ///
     /// # Errors
     ///
@@ -238,11 +241,12 @@ impl Conntrack {
         &mut self,
         ranges: &[(F::Address, u8)],
     ) -> Result<Vec<Flow<F>>, ApplyError> {
+        let ranges = Ranges::<F>::new(ranges);
         let mut found = Vec::new();
         self.dump::<F>(Filter::Unanswered, &mut |flow: Flow<F>| {
             let (address, port) = flow.destination;
             let is_untranslated = flow.reply_source == (address, port.get());
-            if !flow.is_answered && is_untranslated && contains::<F>(ranges, address) {
+            if !flow.is_answered && is_untranslated && ranges.contain(address) {
                 found.push(flow);
             }
         })?;
@@ -260,7 +264,7 @@ impl Conntrack {
             .try_for_each(|chunk| self.delete_some(chunk))
     }
 
-    /// Calls `take` with each UDP entry that the filter lets through; others may come as well, or
+    /// Calls `take` with each entry that the filter lets through; others may come as well, or
     /// twice.
     fn dump<F: Family>(
         &mut self,
@@ -275,7 +279,10 @@ impl Conntrack {
                 message_type,
                 "connection tracking entries",
                 restrict,
-                |message| read_entry::<F>(message).into_iter().for_each(&mut *take),
+                |message| {
+                    let entry = read_entry::<F>(message, filter.protocols());
+                    entry.into_iter().for_each(&mut *take);
+                },
             );
             match result {
                 Err(ApplyError::Receive(error))
@@ -323,6 +330,27 @@ impl Conntrack {
     }
 }
 
+/// Addresses that many are looked up in: first and last of each range, disjoint, in order.
+struct Ranges<F: Family>(Vec<(F::Address, F::Address)>);
+
+impl<F: Family> Ranges<F> {
+    /// Of prefixes (address, length), in any order.
+    fn new(prefixes: &[(F::Address, u8)]) -> Self {
+        let whole = |(first, len): &(_, _)| (*first, F::last_of_prefix(*first, *len));
+        let mut ranges: Vec<_> = prefixes.iter().map(whole).collect();
+        // Prefixes are disjoint, or one is within the other, which comes later then.
+        ranges.sort_by_key(|(first, last)| (*first, std::cmp::Reverse(*last)));
+        ranges.dedup_by(|inner, outer| inner.1 <= outer.1);
+        Self(ranges)
+    }
+
+    fn contain(&self, address: F::Address) -> bool {
+        let after = self.0.partition_point(|(first, _)| *first <= address);
+        let before = after.checked_sub(1).map(|at| self.0[at]);
+        before.is_some_and(|(_, last)| address <= last)
+    }
+}
+
 /// The filter that lets the entries to all of these destinations through.
 fn one_walk<F: Family>(destinations: impl Iterator<Item = (F::Address, NonZeroU16)>) -> Filter<F> {
     let ports: BTreeSet<_> = destinations.map(|(_, port)| port).collect();
@@ -335,12 +363,46 @@ fn one_walk<F: Family>(destinations: impl Iterator<Item = (F::Address, NonZeroU1
 /// Reads an entry, for fuzzing only.
 #[cfg(fuzzing)]
 pub(super) fn read_any<F: Family>(message: &[u8]) {
-    drop(read_entry::<F>(message));
+    drop(read_entry::<F>(
+        message,
+        Filter::<F>::Unanswered.protocols(),
+    ));
 }
 
 #[cfg(test)]
 mod tests {
     use super::AddressFilter::{self, Right, Unknown, Wrong};
+    use super::Ranges;
+    use crate::model::V4;
+
+    #[test]
+    fn ranges_may_be_within_others() {
+        let prefixes = [
+            ([10, 97, 0, 0].into(), 16),
+            ([10, 96, 1, 0].into(), 24),
+            ([10, 96, 0, 0].into(), 16),
+            ([192, 0, 2, 1].into(), 32),
+        ];
+        let ranges = Ranges::<V4>::new(&prefixes);
+        assert_eq!(ranges.0.len(), 3);
+        for inside in [
+            [10, 96, 0, 0],
+            [10, 96, 255, 255],
+            [10, 97, 1, 1],
+            [192, 0, 2, 1],
+        ] {
+            assert!(ranges.contain(inside.into()), "{inside:?}");
+        }
+        for outside in [
+            [0, 0, 0, 0],
+            [10, 95, 255, 255],
+            [10, 98, 0, 0],
+            [192, 0, 2, 2],
+        ] {
+            assert!(!ranges.contain(outside.into()), "{outside:?}");
+        }
+        assert!(!Ranges::<V4>::new(&[]).contain([10, 96, 0, 0].into()));
+    }
 
     #[test]
     fn an_address_filter_is_known_by_what_comes_back() {

@@ -7,22 +7,37 @@ use crate::apply::netlink::attribute::{attributes, be32, begin_nest, end_nest, f
 use crate::apply::netlink::constants::*;
 use crate::model::{Family, IpFamily, Protocol};
 
-/// What the kernel is to hand over of its UDP entries. Kernels before 5.8 hand over all, which
+/// What the kernel is to hand over of its entries. Kernels before 5.8 hand over all, which
 /// [`read_entry`] and the caller sort out.
 #[derive(Clone, Copy)]
 pub(super) enum Filter<F: Family> {
-    /// All of them.
+    /// All of UDP.
     None,
-    /// Those to a port, and an address if given.
+    /// Those of UDP to a port, and an address if given.
     Destination(Option<F::Address>, NonZeroU16),
-    /// Those that nothing came back for.
+    /// Those that nothing came back for, of all protocols that Services have.
     Unanswered,
+}
+
+impl<F: Family> Filter<F> {
+    /// Whose entries are looked at.
+    pub(super) fn protocols(self) -> &'static [Protocol] {
+        match self {
+            Self::None | Self::Destination(..) => &[Protocol::Udp],
+            Self::Unanswered => &[Protocol::Tcp, Protocol::Udp, Protocol::Sctp],
+        }
+    }
 }
 
 pub(super) fn write_filter<F: Family>(filter: Filter<F>, out: &mut Vec<u8>) {
     let (address, port) = match filter {
+        Filter::None => (None, None),
         Filter::Destination(address, port) => (address, Some(port)),
-        Filter::None | Filter::Unanswered => (None, None),
+        Filter::Unanswered => {
+            put(out, CTA_STATUS, &0_u32.to_be_bytes());
+            put(out, CTA_STATUS_MASK, &IPS_SEEN_REPLY.to_be_bytes());
+            return;
+        }
     };
     let mut flags = CTA_FILTER_F_PROTO_NUM;
     let tuple = begin_nest(out, CTA_TUPLE_ORIG);
@@ -46,10 +61,6 @@ pub(super) fn write_filter<F: Family>(filter: Filter<F>, out: &mut Vec<u8>) {
     // In host byte order, unlike all else here.
     put(out, CTA_FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
     end_nest(out, nest);
-    if matches!(filter, Filter::Unanswered) {
-        put(out, CTA_STATUS, &0_u32.to_be_bytes());
-        put(out, CTA_STATUS_MASK, &IPS_SEEN_REPLY.to_be_bytes());
-    }
 }
 
 fn ip_attributes(family: IpFamily) -> (u16, u16) {
@@ -59,12 +70,13 @@ fn ip_attributes(family: IpFamily) -> (u16, u16) {
     }
 }
 
-/// Reads a UDP entry; `None` for anything else.
-pub(super) fn read_entry<F: Family>(message: &[u8]) -> Option<Flow<F>> {
+/// Reads an entry of one of these protocols; `None` for anything else.
+pub(super) fn read_entry<F: Family>(message: &[u8], protocols: &[Protocol]) -> Option<Flow<F>> {
     let (source, destination) = ip_attributes(F::FAMILY);
     let original = find(message, CTA_TUPLE_ORIG)?;
     let protocol = find(original, CTA_TUPLE_PROTO)?;
-    if find(protocol, CTA_PROTO_NUM)? != [Protocol::Udp.number()] {
+    let number = find(protocol, CTA_PROTO_NUM)?;
+    if !protocols.iter().any(|one| number == [one.number()]) {
         return None;
     }
     let address = |tuple, attribute| F::read_address(find(find(tuple, CTA_TUPLE_IP)?, attribute)?);
