@@ -836,6 +836,7 @@ fn check_flows<F: Family>(namespace: &Namespace, client: &str, servers: [&str; 2
                     port: (*port).try_into().unwrap(),
                 }]),
                 sources: None,
+                answered_only: false,
             },
         });
         let found = conntrack.find_stale(&stale.collect::<Vec<_>>()).unwrap();

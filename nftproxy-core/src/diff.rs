@@ -134,6 +134,33 @@ impl<F: Family> Delta<F> {
             && about.is_none()
     }
 
+    /// Takes out of what makes a table that by which packets meet it: its base chains, and what is to
+    /// happen in the same moment.
+    pub(crate) fn split_off_hooks(&mut self) -> Self {
+        let is_base = |chain: &ChainName| base_chain(*chain).is_some();
+        let (add_chains, others) = self.add_chains.drain(..).partition(is_base);
+        self.add_chains = others;
+        let rules = self.set_rules.drain(..);
+        let (set_rules, others) = rules.partition(|(chain, _)| is_base(chain));
+        self.set_rules = others;
+        Self {
+            take_over: self.take_over.take(),
+            set_options: self.set_options,
+            add_chains,
+            set_rules,
+            remember: std::mem::take(&mut self.remember),
+            ..Self::default()
+        }
+    }
+
+    /// Puts back what [`Delta::split_off_hooks`] has taken.
+    pub(crate) fn rejoin(&mut self, hooks: Self) {
+        self.take_over = hooks.take_over;
+        self.add_chains.extend(hooks.add_chains);
+        self.set_rules.extend(hooks.set_rules);
+        self.remember = hooks.remember;
+    }
+
     /// How much there is to do.
     pub fn counts(&self) -> Counts {
         Counts {

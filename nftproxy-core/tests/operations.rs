@@ -251,6 +251,27 @@ fn s20_a_sync_is_one_transaction() {
     assert_eq!(lab.syncer.kernel().commits.len(), commits + 1);
 }
 
+/// O-154: a new table with source ranges is complete before packets meet it, as the kernel shows
+/// ranges last.
+#[test]
+fn base_chains_come_after_source_ranges() {
+    let mut lab = Lab::new((10, 3), web());
+    let restricted = Service {
+        source_ranges: Box::new(["192.0.2.0/24".parse().unwrap()]),
+        ..web_everywhere()
+    };
+    lab.cost_of(|state| state.apply_service(restricted));
+    lab.syncer.kernel_mut().flush();
+    lab.syncer.distrust();
+    let commits = lab.syncer.kernel().commits.len();
+    lab.sync();
+    let [table, hooks] = &lab.syncer.kernel().commits[commits..] else {
+        panic!("{:?}", lab.syncer.kernel().commits);
+    };
+    assert!(table.added_elements > 0 && table.rules > 0, "{table:?}");
+    assert!(hooks.added_elements == 0 && hooks.chains > 0, "{hooks:?}");
+}
+
 #[test]
 fn an_endpoint_on_this_node() {
     let mut lab = Lab::new((10, 3), web());

@@ -25,6 +25,7 @@ fn outages_are_noticed_and_do_not_outlast_themselves() {
         thread::scope(|scope| {
             for case in [
                 a_server_that_was_killed,
+                a_server_that_was_restored,
                 a_server_that_refuses,
                 a_server_that_knows_nobody,
                 packets_that_vanish,
@@ -69,6 +70,23 @@ fn a_server_that_was_killed() {
     server.compact();
     let bed = Bed::with(node, server);
     check_recovery(&bed, &bed.server, &daemon);
+}
+
+/// It is back at what it was before some changes, so that a watch from there on would be silent.
+fn a_server_that_was_restored() {
+    let bed = Bed::new();
+    let daemon = started(&bed);
+    bed.replay();
+    bed.wait_for_rules(&daemon, "after.yaml");
+    let Bed { node, server, .. } = bed;
+    let addr = server.addr();
+    drop(server);
+    thread::sleep(SOON / 2);
+    let server = node.namespace.run(|| ApiServer::bind(addr).unwrap());
+    load(&server).unwrap();
+    server.set_streaming_lists(StreamingLists::Served);
+    let bed = Bed::with(node, server);
+    bed.wait_for_rules(&daemon, "all.yaml");
 }
 
 fn a_server_that_refuses() {

@@ -96,6 +96,8 @@ pub(crate) enum Asked {
     Cached,
     /// The first page of the latest list, or another.
     Page,
+    /// Whether the server has come as far as a version.
+    Confirm,
     /// The latest list, whole.
     Latest,
     Watch,
@@ -107,6 +109,8 @@ impl From<&Request> for Asked {
             Self::Streamed
         } else if request.is_watch() {
             Self::Watch
+        } else if request.query.get("limit").is_some_and(|limit| limit == "1") {
+            Self::Confirm
         } else if request.query.contains_key("limit") {
             Self::Page
         } else if request.query.contains_key("resourceVersion") {

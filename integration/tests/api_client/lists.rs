@@ -250,6 +250,7 @@ fn versions_that_are_forgotten_in_the_midst_lose_nothing() {
         bed.wait_until_asked(Resource::Services, Asked::Streamed, 2);
         let mut asked = bed.asked(Resource::Services);
         // Each connection that was lost costs it a watch.
+        asked.retain(|asked| *asked != Asked::Confirm);
         asked.dedup();
         assert_eq!(asked, [Asked::Streamed, Asked::Watch, Asked::Streamed]);
     });
@@ -269,7 +270,8 @@ fn one_connection_with_tls_serves_all() {
         bed.wait_for_rules(&daemon, "after.yaml");
         for resource in Resource::ALL {
             bed.wait_until_asked(resource, Asked::Watch, 1);
-            assert_eq!(bed.asked(resource), [Asked::Streamed, Asked::Watch]);
+            let asked = bed.asked(resource);
+            assert_eq!(asked, [Asked::Streamed, Asked::Confirm, Asked::Watch]);
         }
         assert_eq!(bed.server.open_connections(), 1);
         for request in bed.server.requests() {

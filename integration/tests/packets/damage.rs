@@ -270,44 +270,50 @@ fn connections_that_nobody_answered_without_a_table_succeed_after_the_repair() {
     });
 }
 
-/// UDP flows that begin while there is no table lead nowhere for as long as they send, unless they
-/// are forgotten after the repair.
+/// UDP flows that begin while something is missing lead nowhere for as long as they send, or come
+/// from where nobody can answer, unless they are forgotten after the repair.
 #[test]
-fn flows_that_began_without_a_table_are_led_right_after_the_repair() {
+fn flows_that_began_under_damage_are_led_right_after_the_repair() {
     in_sandbox(|| {
         let bed = Bed::new();
         bed.put("steady", STEADY, &[POD1], |_| {});
         let daemon = bed.start_proxy();
-        signal(&daemon, Signal::SIGSTOP);
-        nft(&bed, "flush ruleset");
-        let flows: Vec<_> = cluster_ip(STEADY)
+        let [v4, v6] = cluster_ip(STEADY)
             .both()
-            .into_iter()
-            .map(|ip| {
-                let socket = bed.lab.pods[2].run(|| {
-                    let anywhere = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                    UdpSocket::bind(anywhere).unwrap()
-                });
-                let to: SocketAddr = (ip, SERVICE_PORT).into();
+            .map(|ip| SocketAddr::from((ip, SERVICE_PORT)));
+        let node_port = SocketAddr::from((NODE.v4, node_port(STEADY)));
+        let cases = [
+            ("flush ruleset", Source::Pod3, v4),
+            ("flush ruleset", Source::Pod3, v6),
+            (
+                "flush set ip nftproxy node-port-ips",
+                Source::Client,
+                node_port,
+            ),
+            ("flush chain ip6 nftproxy postrouting", Source::Pod1, v6),
+            ("flush set ip nftproxy hairpin", Source::Pod1, v4),
+        ];
+        for (damage, source, to) in cases {
+            signal(&daemon, Signal::SIGSTOP);
+            nft(&bed, damage);
+            let socket = source.namespace(&bed.lab).run(|| {
+                let socket = UdpSocket::bind((unspecified(to.ip()), 0)).unwrap();
                 socket.connect(to).unwrap();
-                let timeout = Some(Duration::from_millis(50));
-                socket.set_read_timeout(timeout).unwrap();
                 socket
-            })
-            .collect();
-        let ask = |socket: &UdpSocket| {
-            let mut buffer = [0; 100];
-            // What a router says of the address is no answer.
-            socket.send(b"probe\n").is_ok() && socket.recv(&mut buffer).is_ok()
-        };
-        for socket in &flows {
-            assert!(!ask(socket), "there are no rules");
-        }
-        signal(&daemon, Signal::SIGCONT);
-        for socket in &flows {
+            });
+            socket
+                .set_read_timeout(Some(Duration::from_millis(50)))
+                .unwrap();
+            let ask = || {
+                let mut buffer = [0; 100];
+                // What a router says of the address is no answer.
+                socket.send(b"probe\n").is_ok() && socket.recv(&mut buffer).is_ok()
+            };
+            assert!(!ask(), "{damage} did no harm");
+            signal(&daemon, Signal::SIGCONT);
             let deadline = Instant::now() + PATIENCE;
-            while !ask(socket) {
-                assert!(Instant::now() < deadline, "{}", daemon.log());
+            while !ask() {
+                assert!(Instant::now() < deadline, "{damage}: {}", daemon.log());
             }
         }
     });

@@ -14,7 +14,7 @@ use integration::lab::{CLIENT, Dual};
 use integration::manifest::{SERVICE_PORT, cluster_ip, load_balancer_ip};
 use integration::netns::{Namespace, in_sandbox, skip};
 use integration::traffic::{Flow, Protocol, Stream, probe_many};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::bed::{Bed, POD1, POD2, POD3, REMOTE, Source, destinations};
 
@@ -263,6 +263,65 @@ fn a_takeover_from_nftables_mode_is_not_noticed() {
         assert!(!of_client(&CLIENT.v4.to_string()).is_empty());
         daemon.stop().unwrap();
     });
+}
+
+/// O-154: nor is it where only some sources may come, though the kernel shows ranges of a large
+/// batch long after all else of it.
+#[test]
+fn ranges_of_sources_are_there_from_the_first_packet_on() {
+    const N_OTHERS: usize = 3_000;
+    in_sandbox(|| {
+        let bed = Bed::new();
+        bed.put("plain", PLAIN, &[POD1, POD3], |service| {
+            service["spec"]["loadBalancerSourceRanges"] = json!([format!("{}/32", CLIENT.v4)]);
+        });
+        let others: Vec<_> = (0..N_OTHERS).flat_map(plain_service).collect();
+        bed.manifests.put("others", &others).unwrap();
+        binary().unwrap();
+        bed.load(&kube_proxy::nftables(&SERVICES));
+        let to = SocketAddr::new(load_balancer_ip(PLAIN).v4.into(), SERVICE_PORT);
+        let client = Source::Client.namespace(&bed.lab);
+        let streams: Vec<_> = (0..4)
+            .map(|n| {
+                let stream = Stream::start(client, Protocol::Udp, to);
+                (stream, PLAIN, format!("stream {n}"))
+            })
+            .collect();
+        let mut daemon = bed.start_proxy_with(&["--take-over"]);
+        daemon.wait_for_log("removed table ip kube-proxy").unwrap();
+        sleep(Duration::from_millis(100));
+        assert_no_gap(streams);
+        daemon.stop().unwrap();
+    });
+}
+
+/// A Service at an address of its own, and its slice with five endpoints.
+fn plain_service(number: usize) -> [Value; 2] {
+    let name = format!("other-{number}");
+    let (high, low) = (number / 250, number % 250 + 1);
+    let endpoints = (1..=5).map(|n| json!({"addresses": [format!("10.{}.{high}.{low}", 100 + n)]}));
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "others"},
+        "spec": {
+            "clusterIP": format!("10.97.{high}.{low}"),
+            "ports": [{"port": SERVICE_PORT}],
+        },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name,
+            "namespace": "others",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "addressType": "IPv4",
+        "endpoints": endpoints.collect::<Vec<_>>(),
+        "ports": [{"port": 8080}],
+    });
+    [service, slice]
 }
 
 /// kube-proxy's modes that this system can have.

@@ -108,6 +108,7 @@ where
         version = env!("CARGO_PKG_VERSION"),
         node_name, "nftproxy starts"
     );
+    info!(version = env!("CARGO_PKG_VERSION"), "Version info");
     for (name, value) in &settings.flags {
         debug!("FLAG: --{name}={value:?}");
     }

@@ -9,9 +9,14 @@ impl KubeProxyConfiguration {
         serde_json::to_string(&self.encoded()).expect("the document has a JSON form")
     }
 
-    /// YAML with sorted keys.
+    /// YAML with sorted keys, which means the same when it is read again.
     pub(crate) fn to_yaml(&self) -> String {
-        let value = serde_json::to_value(self.encoded()).expect("the document has a JSON form");
+        let mut config = self.encoded();
+        if !config.nftables.is_min_sync_period_set {
+            // What kube-proxy does without one would be taken for somebody's wish.
+            config.nftables.min_sync_period = GoDuration::ZERO;
+        }
+        let value = serde_json::to_value(config).expect("the document has a JSON form");
         serde_norway::to_string(&value).expect("what is JSON is YAML")
     }
 
@@ -60,5 +65,15 @@ mod tests {
         assert_eq!(strays, [""; 0]);
         read.set_defaults();
         assert_eq!(read.to_json(), config.to_json());
+        let min_sync_period = |config: &KubeProxyConfiguration| {
+            let settings = config.nftables.is_min_sync_period_set;
+            settings.then_some(config.nftables.min_sync_period)
+        };
+        assert_eq!(min_sync_period(&read), None, "nobody has asked for one");
+        let mut wish = config;
+        wish.nftables.is_min_sync_period_set = true;
+        let (mut read, _) = KubeProxyConfiguration::decode(&wish.to_yaml()).unwrap();
+        read.set_defaults();
+        assert_eq!(min_sync_period(&read), Some(GoDuration::from_secs(1)));
     }
 }

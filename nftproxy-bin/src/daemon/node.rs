@@ -118,6 +118,8 @@ impl ThisNode {
 
     /// Takes what the Node object says; whether that is news.
     pub(crate) fn learn(&mut self, info: NodeInfo) -> bool {
+        let known = self.info.as_ref().map_or(&[][..], |info| &info.ips);
+        let info = with_addresses(info, known);
         if self.info.as_ref() == Some(&info) {
             return false;
         }
@@ -280,6 +282,18 @@ pub(crate) fn node(
     }
 }
 
+/// What is known of the node, if it was at these addresses before. A family without any keeps those:
+/// a Node that is made anew has none for a while, and NodePorts would be at whatever address.
+fn with_addresses(mut info: NodeInfo, known: &[IpAddr]) -> NodeInfo {
+    for family in [IpFamily::V4, IpFamily::V6] {
+        if info.ip(family).is_none() {
+            let known = known.iter().filter(|ip| IpFamily::of(**ip) == family);
+            info.ips.extend(known);
+        }
+    }
+    info
+}
+
 fn node_port_addresses(
     settings: &NodeSettings,
     info: &NodeInfo,
@@ -344,6 +358,26 @@ mod tests {
         );
         assert_eq!(node.node_port_addresses_v4, only(&["192.0.2.10"]));
         assert_eq!(node.node_port_addresses_v6, only(&["2001:db8::10"]));
+    }
+
+    /// O-74, O-95
+    #[test]
+    fn addresses_that_are_gone_are_kept() {
+        let with = |texts: &[&str]| NodeInfo {
+            ips: ips(texts),
+            ..NodeInfo::default()
+        };
+        let known = ips(&["192.0.2.10", "192.0.2.11", "2001:db8::10"]);
+        let learned = |texts: &[&str]| with_addresses(with(texts), &known).ips;
+        assert_eq!(learned(&[]), known);
+        assert_eq!(
+            learned(&["192.0.2.12"]),
+            ips(&["192.0.2.12", "2001:db8::10"])
+        );
+        assert_eq!(
+            learned(&["2001:db8::12", "192.0.2.10"]),
+            ips(&["2001:db8::12", "192.0.2.10"])
+        );
     }
 
     /// O-72

@@ -6,6 +6,7 @@ use nftproxy_core::apply::{Culprit, Incident};
 use nftproxy_core::diff::Counts;
 use nftproxy_core::engine::{Cause, Outcome};
 use nftproxy_core::model::IpFamily;
+use nftproxy_core::ruleset::name::SetName;
 use nftproxy_core::sync::Report;
 use tracing::{debug, error, info, warn};
 
@@ -34,10 +35,7 @@ pub(crate) fn log(outcome: &Outcome) {
             took,
             streak,
         } => repaired(*family, cause, counts, *took, *streak),
-        Outcome::Harmless(incident) => debug!(
-            ipFamily = %incident.family, by = by(incident), what = %incident,
-            "others touched the table, and it is as it should be"
-        ),
+        Outcome::Harmless { incident, streak } => harmless(incident, *streak),
         Outcome::FlowsForgotten { count } => debug!(count, "deleted stale flows"),
         Outcome::FlowsFailed { error } => {
             warn!(error = %chain(error), "stale flows could not be deleted; retrying");
@@ -113,7 +111,7 @@ fn synced(family: IpFamily, report: &Report, is_recovery: bool) {
     }
 }
 
-/// So many repairs in a row are each worth a line. Beyond it is a fight, of which less is said.
+/// So many times a minute each is worth a line. Beyond it is a fight, of which less is said.
 const INCIDENTS: usize = 10;
 
 fn repaired(family: IpFamily, cause: &Cause, counts: &Counts, took: Duration, streak: usize) {
@@ -135,6 +133,23 @@ fn repaired(family: IpFamily, cause: &Cause, counts: &Counts, took: Duration, st
         );
     } else {
         debug!(ipFamily = %family, by, what, added, deleted, rules, ?took, "repaired again");
+    }
+}
+
+fn harmless(incident: &Incident, streak: usize) {
+    let (family, by) = (incident.family, by(incident));
+    if streak > INCIDENTS {
+        debug!(ipFamily = %family, by, what = %incident, "touched again");
+    } else if incident.scope.has_set(SetName::Affinity) {
+        warn!(
+            ipFamily = %family, by, what = %incident,
+            "somebody else changed what session affinity remembers: clients may get other endpoints"
+        );
+    } else {
+        info!(
+            ipFamily = %family, by, what = %incident,
+            "somebody else touched the table, and it is as it should be"
+        );
     }
 }
 

@@ -177,7 +177,9 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
                 Outcome::FlowsLeft(flows) => self.hand_over(flows),
                 Outcome::Failed { error, .. } if !error.is_retryable() => return Err(error.into()),
                 Outcome::Failed { family, .. } => {
-                    info!(ipFamily = %family, retryingTime = ?self.sync_period, "Sync failed");
+                    let due = self.engine.next(now());
+                    let retry = due.map_or(self.sync_period, |due| due.at.duration_since(now()));
+                    info!(ipFamily = %family, retryingTime = ?rounded(retry), "Sync failed");
                 }
                 _ => {}
             }
@@ -202,6 +204,11 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Proxy<K4, K6, T> {
             warn!("stale flows are no longer deleted");
         }
     }
+}
+
+/// To tenths of a second, for people.
+fn rounded(duration: Duration) -> Duration {
+    Duration::from_millis((duration.as_millis() as u64 + 50) / 100 * 100)
 }
 
 /// Tokio's clock, which tests can turn.

@@ -108,3 +108,16 @@ pub struct Committed {
     /// nothing.
     pub is_overheard: bool,
 }
+
+impl Committed {
+    /// Both of two commits.
+    pub(crate) fn and(self, next: Self) -> Self {
+        Self {
+            bytes: self.bytes + next.bytes,
+            messages: self.messages + next.messages,
+            encode: self.encode + next.encode,
+            kernel: self.kernel + next.kernel,
+            is_overheard: self.is_overheard || next.is_overheard,
+        }
+    }
+}

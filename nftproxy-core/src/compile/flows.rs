@@ -55,6 +55,9 @@ pub struct Keep<F: Family> {
     /// that was answered is a connection, which changed ranges do not cut.
     #[expect(clippy::type_complexity, reason = "a list that may be absent")]
     pub sources: Option<Box<[(F::Address, u8)]>>,
+    /// Only those that were answered: the others may have begun while the rules were damaged, and
+    /// have a source to which nobody can answer.
+    pub answered_only: bool,
 }
 
 impl<F: Family> StaleFlows<F> {
@@ -71,7 +74,7 @@ impl<F: Family> StaleFlows<F> {
             port,
             keep,
         } = self;
-        if !is_answered && !keep.allows(source) {
+        if !is_answered && (keep.answered_only || !keep.allows(source)) {
             return true;
         }
         if keep.serving.is_empty() {
@@ -88,6 +91,7 @@ impl<F: Family> Default for Keep<F> {
         Self {
             serving: Box::default(),
             sources: None,
+            answered_only: false,
         }
     }
 }
@@ -175,6 +179,10 @@ impl<F: Family> Compilation<F> {
             self.misled.insert(destination.address);
             if destination.protocol == Protocol::Udp {
                 let keep = self.keep(state, node, &destination).unwrap_or_default();
+                let keep = Keep {
+                    answered_only: true,
+                    ..keep
+                };
                 self.stale_flows.insert(destination, keep);
             }
         }
@@ -210,6 +218,7 @@ impl<F: Family> Compilation<F> {
         Some(Keep {
             serving: usable.serving.into(),
             sources: route.restricted.then(|| rules.sources.clone()),
+            answered_only: false,
         })
     }
 
@@ -237,6 +246,7 @@ impl<F: Family> Compilation<F> {
                 let keep = Keep {
                     serving: serving.into(),
                     sources,
+                    answered_only: false,
                 };
                 self.stale_flows.insert(route.destination, keep);
             }

@@ -300,17 +300,25 @@ impl<F: Family> Default for Todo<F> {
 impl<F: Family> Todo<F> {
     fn add(&mut self, leftovers: Leftovers<F>) {
         let Leftovers { flows, one_way } = leftovers;
-        let by_destination = flows
-            .into_iter()
-            .map(|flow| ((flow.address, flow.port), flow));
-        self.by_destination.extend(by_destination);
+        for flow in flows {
+            self.add_flow(flow);
+        }
         self.one_way.extend(one_way);
+    }
+
+    fn add_flow(&mut self, mut flow: StaleFlows<F>) {
+        let destination = (flow.address, flow.port);
+        // What changes later does not lead those right that began before.
+        let before = self.by_destination.get(&destination);
+        flow.keep.answered_only |= before.is_some_and(|before| before.keep.answered_only);
+        self.by_destination.insert(destination, flow);
     }
 
     /// Takes back what could not be done; what came meanwhile is newer.
     fn put_back(&mut self, undone: Self) {
-        for (destination, flows) in undone.by_destination {
-            self.by_destination.entry(destination).or_insert(flows);
+        let newer = std::mem::replace(&mut self.by_destination, undone.by_destination);
+        for flow in newer.into_values() {
+            self.add_flow(flow);
         }
         self.one_way.extend(undone.one_way);
     }

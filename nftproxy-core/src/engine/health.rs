@@ -15,15 +15,23 @@ pub struct Health {
     waiting: Arc<Mutex<Waiting>>,
 }
 
-/// Since when each family has had a change to sync.
+/// Since when each family has been out of step.
 #[derive(Debug, Default)]
 struct Waiting {
-    v4: Option<Instant>,
-    v6: Option<Instant>,
+    v4: Since,
+    v6: Since,
+}
+
+#[derive(Debug, Default)]
+struct Since {
+    /// There has been a change to sync.
+    changed: Option<Instant>,
+    /// Others have touched the table, or it could not be listed or changed.
+    damaged: Option<Instant>,
 }
 
 impl Waiting {
-    fn of(&mut self, family: IpFamily) -> &mut Option<Instant> {
+    fn of(&mut self, family: IpFamily) -> &mut Since {
         match family {
             IpFamily::V4 => &mut self.v4,
             IpFamily::V6 => &mut self.v6,
@@ -42,22 +50,36 @@ impl Health {
 
     /// There is something to sync in a family; an engine says so itself. If there was before, it goes on waiting.
     pub fn changed(&self, family: IpFamily, now: Instant) {
-        self.waiting().of(family).get_or_insert(now);
+        self.waiting().of(family).changed.get_or_insert(now);
+    }
+
+    /// A family's table may not be what it should be; an engine says so itself. If it was in doubt
+    /// before, it goes on being so.
+    pub fn damaged(&self, family: IpFamily, now: Instant) {
+        self.waiting().of(family).damaged.get_or_insert(now);
+    }
+
+    /// A family's table is what it was made; an engine says so itself.
+    pub fn mended(&self, family: IpFamily) {
+        self.waiting().of(family).damaged = None;
     }
 
     /// A family is in step with everything said to have changed; an engine says so itself.
     pub fn synced(&self, family: IpFamily) {
-        *self.waiting().of(family) = None;
+        self.waiting().of(family).changed = None;
     }
 
-    /// Whether no change has been waiting for twice the sync period, in either family.
+    /// Whether neither family has been out of step for twice the sync period.
     pub fn is_healthy(&self, now: Instant) -> bool {
         self.is_family_healthy(IpFamily::V4, now) && self.is_family_healthy(IpFamily::V6, now)
     }
 
-    /// Whether no change has been waiting for twice the sync period in this family.
+    /// Whether for less than twice the sync period a change of this family has been waiting, and
+    /// its table been in doubt.
     pub fn is_family_healthy(&self, family: IpFamily, now: Instant) -> bool {
-        let since = *self.waiting().of(family);
+        let mut waiting = self.waiting();
+        let Since { changed, damaged } = waiting.of(family);
+        let since = [*changed, *damaged].into_iter().flatten().min();
         since.is_none_or(|since| now.saturating_duration_since(since) < self.patience)
     }
 
@@ -93,6 +115,21 @@ mod tests {
         health.changed(IpFamily::V4, now);
         now += 2 * SYNC_PERIOD - MOMENT;
         assert!(health.is_healthy(now), "it is another change");
+    }
+
+    /// O-118: rules that others have taken away keep up with nothing, whatever changes or not.
+    #[test]
+    fn a_damaged_table_has_as_long() {
+        let health = Health::new(SYNC_PERIOD);
+        let start = Instant::now();
+        health.damaged(IpFamily::V4, start);
+        health.damaged(IpFamily::V4, start + SYNC_PERIOD);
+        health.changed(IpFamily::V4, start + SYNC_PERIOD);
+        health.synced(IpFamily::V4);
+        assert!(health.is_healthy(start + 2 * SYNC_PERIOD - MOMENT));
+        assert!(!health.is_healthy(start + 2 * SYNC_PERIOD));
+        health.mended(IpFamily::V4);
+        assert!(health.is_healthy(start + 2 * SYNC_PERIOD));
     }
 
     /// O-118: one stale family is enough, and the other cannot make up for it.

@@ -294,11 +294,13 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
                 return true;
             }
             Event::Touched(incident) => {
-                let is_ours = match incident.family {
+                let family = incident.family;
+                let is_ours = match family {
                     IpFamily::V4 => self.v4.as_mut().is_some_and(|v4| v4.touched(incident)),
                     IpFamily::V6 => self.v6.as_mut().is_some_and(|v6| v6.touched(incident)),
                 };
                 if is_ours {
+                    self.health.damaged(family, now);
                     self.schedule.damaged();
                 }
             }
@@ -476,6 +478,7 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
             None => return,
             Some(Ok(done)) => done,
             Some(Err(error)) => {
+                self.health.damaged(family, now);
                 ended.failures.push(Outcome::Failed { family, error });
                 return;
             }
@@ -492,15 +495,27 @@ impl<K4: Kernel<V4>, K6: Kernel<V6>, T: FlowTable> Engine<K4, K6, T> {
         {
             v4.suspect();
         }
+        let is_doubtful = match family {
+            IpFamily::V4 => self.v4.as_ref().is_some_and(Half::is_doubtful),
+            IpFamily::V6 => self.v6.as_ref().is_some_and(Half::is_doubtful),
+        };
+        if !is_doubtful {
+            self.health.mended(family);
+        }
         match done.cause {
             Some(cause) if done.report.is_repair => outcomes.push(Outcome::Repaired {
                 family,
+                streak: self.schedule.streak(family, &cause, now),
                 cause,
                 counts: done.report.counts,
                 took,
-                streak: self.schedule.streak(now),
             }),
-            Some(Cause::Touched(incident)) => outcomes.push(Outcome::Harmless(incident)),
+            Some(cause @ Cause::Touched(_)) => {
+                let streak = self.schedule.streak(family, &cause, now);
+                if let Cause::Touched(incident) = cause {
+                    outcomes.push(Outcome::Harmless { incident, streak });
+                }
+            }
             _ => {}
         }
         let appeared = std::mem::take(&mut done.report.appeared);

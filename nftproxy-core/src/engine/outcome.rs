@@ -81,20 +81,26 @@ pub enum Outcome {
         counts: Counts,
         /// How long it took, to look and to mend.
         took: Duration,
-        /// How many repairs there have been, this one included, none more than a minute after the
-        /// one before. Many are a fight.
+        /// The how manieth time it is, within a minute from the first, that the same programs touched
+        /// this family's table. Many are a fight.
         streak: usize,
     },
-    /// Others touched the table, and it is as it should be.
-    Harmless(Incident),
-    /// UDP flows are left that changed rules do not reach: [`FlowOption::HandOver`](super::FlowOption::HandOver).
+    /// Others touched the table, and it is as it should be, but for what session affinity remembered:
+    /// nobody else knows that.
+    Harmless {
+        /// What was done.
+        incident: Incident,
+        /// As of [`Outcome::Repaired`].
+        streak: usize,
+    },
+    /// Flows are left that changed rules do not reach: [`FlowOption::HandOver`](super::FlowOption::HandOver).
     FlowsLeft(Flows),
-    /// UDP flows were forgotten, so that their next packets meet the rules.
+    /// Flows were forgotten, so that their next packets meet the rules.
     FlowsForgotten {
         /// How many.
         count: usize,
     },
-    /// UDP flows could not be looked for or forgotten; it is tried again.
+    /// Flows could not be looked for or forgotten; it is tried again.
     FlowsFailed {
         /// Why.
         error: ApplyError,

@@ -1,8 +1,11 @@
 //! When to do what. Everything here is a function of times that the owner hands in.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use super::budget::Budget;
+use super::outcome::Cause;
+use crate::model::IpFamily;
 
 /// How long after a sync unused pick chains are deleted; see
 /// [`Syncer::delete_unused_chains`](crate::sync::Syncer::delete_unused_chains).
@@ -23,8 +26,10 @@ const REPAIR_RETRY: Duration = Duration::from_millis(250);
 const HELD_RETRY: Duration = Duration::from_secs(2);
 /// Beyond that many failures the pause grows no more.
 const REPAIR_DOUBLINGS: u32 = 16;
-/// Repairs no further apart belong together.
-const STREAK_GAP: Duration = Duration::from_secs(60);
+/// Repairs within so much time belong together.
+const STREAK: Duration = Duration::from_secs(60);
+/// So many culprits are told apart.
+const CULPRITS_MAX: usize = 16;
 
 /// When to sync: a lone change at once; after that, what changes within a pause together at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,17 +104,21 @@ pub(super) struct Schedule {
     repair_budget: Budget,
     /// So many repairs have failed in a row.
     failed_repairs: u32,
-    streak: Streak,
+    /// The latest ones.
+    streaks: Vec<Streak>,
     compare_at: Option<Instant>,
     /// Nobody tells of changes by others, so that is when to ask.
     look_at: Option<Instant>,
 }
 
-/// Repairs in a row.
-#[derive(Debug, Default)]
+/// Repairs after the same programs, from the first on.
+#[derive(Debug)]
 struct Streak {
+    family: IpFamily,
+    /// Their names; none if it is not known who did it.
+    culprits: BTreeSet<String>,
     n_repairs: usize,
-    last: Option<Instant>,
+    since: Instant,
 }
 
 impl Schedule {
@@ -125,7 +134,7 @@ impl Schedule {
             no_repair_before: now,
             repair_budget: Budget::new(REPAIR_CREDIT, REPAIR_DEBT_MAX, now),
             failed_repairs: 0,
-            streak: Streak::default(),
+            streaks: Vec::new(),
             compare_at: None,
             look_at: Some(now + pace.sync_period),
         }
@@ -215,15 +224,33 @@ impl Schedule {
         self.tidy_at.get_or_insert(now + TIDY_DELAY);
     }
 
-    /// Something was mended: how many times in a row.
-    pub(super) fn streak(&mut self, now: Instant) -> usize {
-        let Streak { n_repairs, last } = &mut self.streak;
-        if last.is_none_or(|last| now.saturating_duration_since(last) > STREAK_GAP) {
-            *n_repairs = 0;
+    /// A family's table was looked at because of something: how many times within a minute, for
+    /// the same culprits.
+    pub(super) fn streak(&mut self, family: IpFamily, cause: &Cause, now: Instant) -> usize {
+        let culprits: BTreeSet<_> = match cause {
+            Cause::Touched(incident) => {
+                let names = incident.culprits.iter();
+                names.map(|culprit| culprit.name.clone()).collect()
+            }
+            Cause::Comparison | Cause::OtherFamily => BTreeSet::new(),
+        };
+        let is_over = |streak: &Streak| now.saturating_duration_since(streak.since) > STREAK;
+        self.streaks.retain(|streak| !is_over(streak));
+        let same = |streak: &&mut Streak| streak.family == family && streak.culprits == culprits;
+        if let Some(streak) = self.streaks.iter_mut().find(same) {
+            streak.n_repairs += 1;
+            return streak.n_repairs;
         }
-        *n_repairs += 1;
-        *last = Some(now);
-        *n_repairs
+        if self.streaks.len() == CULPRITS_MAX {
+            self.streaks.remove(0);
+        }
+        self.streaks.push(Streak {
+            family,
+            culprits,
+            n_repairs: 1,
+            since: now,
+        });
+        1
     }
 
     /// All tables have been compared as a whole.

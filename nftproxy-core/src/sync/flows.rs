@@ -45,20 +45,28 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         }
     }
 
-    /// Notes the flows that began while these elements were not as they should be, or anything
-    /// was.
-    pub(super) fn note_misled_flows<'a>(
+    /// Notes the flows that began while some elements were there that should not have been, others
+    /// were missing, or anything was.
+    pub(super) fn note_misled_flows(
         &mut self,
         state: &State,
         node: &Node,
-        changed: impl Iterator<Item = &'a Element<F>>,
+        gone: &[Element<F>],
+        come: &[Element<F>],
         is_all: bool,
     ) {
         let destination = |element: &Element<F>| match element.key() {
-            Key::Destination(destination) | Key::Slot(destination, _) => Some(*destination),
-            _ => None,
+            Key::Destination(destination)
+            | Key::Slot(destination, _)
+            | Key::Source(destination, ..) => Some(*destination),
+            Key::Address(_) | Key::Hairpin(_) | Key::Client(..) => None,
         };
-        let mut destinations: BTreeSet<_> = changed.filter_map(destination).collect();
+        let mut destinations: BTreeSet<_> =
+            gone.iter().chain(come).filter_map(destination).collect();
+        // An address that was missing decides for whatever is there.
+        let is_address =
+            |element: &Element<F>| matches!(element.key(), Key::Address(_) | Key::Hairpin(_));
+        let is_all = is_all || come.iter().any(is_address);
         if is_all {
             destinations.extend(self.compilation.destinations());
             self.known_service_cidrs.clear();

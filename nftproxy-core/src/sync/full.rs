@@ -95,7 +95,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             // Endpoints may have gone while nobody looked.
             self.compilation.distrust_affinity();
         }
-        let committed = self.commit_taking_over(&mut delta, &mut timings);
+        let committed = self.commit_full(&mut delta, &mut timings);
         let committed = committed.map_err(|error| {
             let culprit = error.culprit();
             let culprit = culprit.and_then(|index| delta.add_elements.get(index).cloned());
@@ -136,8 +136,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
             &delta.add_elements
         };
         let is_all = !is_first && has_misled_all(&delta);
-        let changed = delta.delete_elements.iter().chain(come);
-        self.note_misled_flows(state, node, changed, is_all);
+        self.note_misled_flows(state, node, &delta.delete_elements, come, is_all);
         Ok(Report {
             is_repair: !is_first && !delta.is_empty(),
             is_first,

@@ -87,8 +87,8 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         let committed = self
             .commit(&mut delta, timings)
             .map_err(|error| self.explain(state, error, &delta))?;
-        let changed = delta.delete_elements.iter().chain(&delta.add_elements);
-        self.note_misled_flows(state, &node, changed, has_misled_all(&delta));
+        let (gone, come) = (&delta.delete_elements, &delta.add_elements);
+        self.note_misled_flows(state, &node, gone, come, has_misled_all(&delta));
         let report = self.report(false, &delta, committed, *timings);
         Ok(Some(Report {
             is_repair: !delta.is_empty(),

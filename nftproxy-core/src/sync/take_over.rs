@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Syncer, Timings};
 use crate::apply::{ApplyError, Committed, Kernel};
-use crate::diff::Delta;
+use crate::diff::{Delta, TableChange};
 use crate::model::Family;
 use crate::ruleset::Table;
 use crate::ruleset::element::Element;
@@ -21,7 +21,28 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     }
 
     /// Commits the delta of a full sync, and with it what becomes of the other proxy's table.
-    pub(super) fn commit_taking_over(
+    ///
+    /// A new table with source ranges is made in two steps: first all of it that no packet meets, and
+    /// then its base chains. The kernel shows the elements of a set of ranges at the very end of a
+    /// commit, long after rules and other sets, and meanwhile the rule that drops whoever is not in it
+    /// would drop everybody.
+    pub(super) fn commit_full(
+        &mut self,
+        delta: &mut Delta<F>,
+        timings: &mut Timings,
+    ) -> Result<Committed, ApplyError> {
+        let is_range = |element: &Element<F>| element.set() == SetName::AllowedSources;
+        if delta.table != TableChange::Create || !delta.add_elements.iter().any(is_range) {
+            return self.commit_taking_over(delta, timings);
+        }
+        let mut hooks = delta.split_off_hooks();
+        let table = self.commit(delta, timings)?;
+        let result = self.commit_taking_over(&mut hooks, timings);
+        delta.rejoin(hooks);
+        Ok(table.and(result?))
+    }
+
+    fn commit_taking_over(
         &mut self,
         delta: &mut Delta<F>,
         timings: &mut Timings,

@@ -167,7 +167,7 @@ fn a_touch_that_did_no_harm_is_told_as_such() {
     bench.apply(Event::Touched(incident.clone()));
     let outcomes = bench.settle();
     assert!(
-        matches!(&outcomes[..], [Outcome::Harmless(harmless)] if *harmless == incident),
+        matches!(&outcomes[..], [Outcome::Harmless { incident: harmless, streak: 1 }] if *harmless == incident),
         "{outcomes:?}"
     );
     assert_eq!(bench.commits(), commits);
@@ -257,9 +257,40 @@ fn a_failed_repair_is_tried_again() {
         .filter(|outcome| matches!(outcome, Outcome::Failed { .. }))
         .count();
     assert!((3..=10).contains(&n_failures), "{n_failures}");
+    // O-118: a table that stays damaged serves nobody, though nothing changes in the cluster.
+    assert!(bench.engine.health().is_healthy(bench.now));
+    bench.pass(2 * PACE.sync_period);
+    assert!(!bench.engine.health().is_healthy(bench.now));
     bench.v4.set_broken(false);
     let outcomes = bench.pass(PACE.sync_period);
     assert_eq!(repairs(&outcomes).len(), 1, "{outcomes:?}");
+    assert!(bench.engine.health().is_healthy(bench.now));
+}
+
+/// Whoever fights for the table hides nobody else.
+#[test]
+fn each_culprit_is_counted_by_itself() {
+    let mut bench = in_step();
+    let mut touch = |name: &str| {
+        let mut incident = delete_elements(&bench.v4, SetName::ClusterIps);
+        incident.culprits.clear();
+        incident.blame(Culprit {
+            pid: 1,
+            name: name.into(),
+        });
+        bench.apply(Event::Touched(incident));
+        let outcomes = bench.pass(SECOND / 10);
+        let mut outcomes = outcomes.iter();
+        outcomes.find_map(|outcome| match outcome {
+            Outcome::Repaired { streak, .. } => Some(*streak),
+            _ => None,
+        })
+    };
+    for n in 1..=20 {
+        assert_eq!(touch("firewalld"), Some(n));
+    }
+    assert_eq!(touch("evil-firewall"), Some(1));
+    assert_eq!(touch("firewalld"), Some(21));
 }
 
 /// Nobody tells, so it is looked each sync period; if nobody committed anything, that is one

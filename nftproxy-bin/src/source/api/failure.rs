@@ -46,6 +46,15 @@ impl Failure {
         matches!(self, Self::Answer { code: 404, .. })
     }
 
+    /// Whether it may not be the same server, or not the same state of it, that answers next.
+    pub(super) fn is_of_server(&self) -> bool {
+        match self {
+            Self::Answer { code, .. } => matches!(code, 401 | 403 | 500..),
+            Self::Unreachable | Self::Broken(_) | Self::Silent(_) | Self::ListBroken(_) => true,
+            Self::Unreadable(_) | Self::NoList | Self::Short | Self::Local(_) => false,
+        }
+    }
+
     /// Whether the request was understood, and refused for what it asks.
     pub(super) fn is_refusal(&self) -> bool {
         match self {

@@ -100,6 +100,9 @@ pub(super) struct Reflector<K: Object, C: Convert<K>> {
     /// What a new list must not be older than; none if anything is good enough, empty if it must
     /// be the latest.
     not_older_than: Option<String>,
+    /// Whether the server may have been restored to a state before that version, or made anew: it
+    /// would take a watch from there, and be silent until it gets there.
+    is_version_doubtful: bool,
     /// By server.
     refused: Vec<Refused>,
     /// The way to list in the next attempt, if it is not to be the best: the server is in trouble,
@@ -159,6 +162,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
             events,
             version: None,
             not_older_than: None,
+            is_version_doubtful: false,
             refused,
             next_way: None,
             server: 0,
@@ -201,6 +205,7 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
     /// Says what went wrong, and waits until it is time for another attempt.
     async fn recover(&mut self, failure: Failure) {
         let kind = self.resource.kind;
+        self.is_version_doubtful |= failure.is_of_server();
         if matches!(failure, Failure::Unreachable) {
             // It has been logged for all, and the next request waits for its turn.
             return;
@@ -465,15 +470,34 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
 
     /// All up to this version is known.
     fn learned(&mut self, version: &str) {
+        self.is_version_doubtful = false;
         self.version = Some(version.to_owned());
         self.not_older_than = Some(version.to_owned());
     }
 
     /// Watches from a version on.
     async fn watch(&mut self, version: String) -> Result<Option<Watched>, Stop> {
+        if self.is_version_doubtful {
+            self.confirm(&version).await?;
+        }
         match self.stream(Some(version)).await {
             Err(Stop::Failed(failure)) if self.drops_fields(&failure) => Ok(None),
             result => result.map(Some),
+        }
+    }
+
+    /// Asks whether the server has come as far as a version: as little as can be asked with one.
+    async fn confirm(&mut self, version: &str) -> Result<(), Stop> {
+        let mut query = self.query();
+        query.add("limit", "1");
+        query.add("resourceVersion", version);
+        query.add("resourceVersionMatch", "NotOlderThan");
+        match self.get(&query).await {
+            Err(Stop::Failed(Failure::Answer { code: 400, .. })) | Ok(_) => {
+                self.is_version_doubtful = false;
+                Ok(())
+            }
+            Err(stop) => Err(stop),
         }
     }
 

@@ -84,6 +84,7 @@ fn row(
             keep: Keep {
                 serving: serving.clone(),
                 sources: None,
+                answered_only: false,
             },
         });
         let stale: Vec<_> = stale.collect();
