@@ -217,20 +217,18 @@ fn a_folder_of_manifests_is_followed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cluster.yaml");
         fs::copy(path("all.yaml"), &file).unwrap();
-        let mut daemon = Daemon::start(
-            &node.namespace,
-            &[
-                "run",
-                "--manifests",
-                folder.path().to_str().unwrap(),
-                "--hostname-override",
-                NODE_NAME,
-                "--cluster-cidr",
-                "10.244.0.0/16",
-                "--iptables-min-sync-period=10ms",
-            ],
-        )
-        .unwrap();
+        let arguments = [
+            "run",
+            "--manifests",
+            folder.path().to_str().unwrap(),
+            "--hostname-override",
+            NODE_NAME,
+            "--cluster-cidr",
+            "10.244.0.0/16",
+            "--iptables-min-sync-period=10ms",
+        ];
+        let start = || Daemon::start(&node.namespace, &arguments).unwrap();
+        let mut daemon = start();
         node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
 
         // A broken file keeps its last good state, and the log says where it is broken.
@@ -249,6 +247,20 @@ fn a_folder_of_manifests_is_followed() {
         fs::copy(path("after.yaml"), &file).unwrap();
         fs::remove_file(folder.path().join("more.yaml")).unwrap();
         node.wait_for_rules(&daemon, &recorded("after.yaml"), &model());
+
+        // At a start there is no last good state, and nothing is cut off.
+        daemon.stop().unwrap();
+        let before = node.listed().unwrap();
+        let bad = folder.path().join("bad.yaml");
+        fs::write(&bad, "kind: [").unwrap();
+        fs::copy(path("all.yaml"), &file).unwrap();
+        let mut daemon = start();
+        daemon.wait_for_log("the rules stay as they are").unwrap();
+        thread::sleep(Duration::from_millis(300));
+        assert!(node.listed().unwrap() == before, "{}", daemon.log());
+        fs::remove_file(&bad).unwrap();
+        node.wait_for_rules(&daemon, &recorded("all.yaml"), &model());
+        daemon.stop().unwrap();
     });
 }
 

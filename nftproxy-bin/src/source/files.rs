@@ -81,6 +81,9 @@ impl Converter {
 }
 
 /// Reads the manifests and follows their changes, until the receiver is gone.
+///
+/// The lists are complete when each file could be read once: what the kernel serves from before is
+/// not cut off by a file that cannot be read.
 pub(crate) async fn follow(
     mut source: Source,
     mut watcher: Watcher,
@@ -93,18 +96,23 @@ pub(crate) async fn follow(
         ignored = source.n_ignored(),
         "manifests read"
     );
-    let mut is_first = true;
+    let mut names = Names::default();
+    let mut is_listed = false;
     loop {
-        report(&update);
+        report(&update, is_listed);
         let mut batch: Vec<_> = update
             .changes
             .into_iter()
             .filter_map(|change| converter.event(change))
             .collect();
-        if std::mem::take(&mut is_first) {
-            let (services, slices) = names(&batch);
-            batch.push(engine::Event::ServicesListed(services).into());
-            batch.push(engine::Event::SlicesListed(slices).into());
+        if !is_listed {
+            batch.iter().for_each(|event| names.take(event));
+            is_listed = source.is_complete();
+            if is_listed {
+                let Names { services, slices } = std::mem::take(&mut names);
+                batch.push(engine::Event::ServicesListed(services).into());
+                batch.push(engine::Event::SlicesListed(slices).into());
+            }
         }
         for event in batch {
             if events.send(event).await.is_err() {
@@ -118,27 +126,41 @@ pub(crate) async fn follow(
     }
 }
 
-/// What is there from the start: the files are a complete list of themselves.
-fn names(events: &[Event]) -> (BTreeSet<ServiceName>, BTreeSet<SliceName>) {
-    let mut services = BTreeSet::new();
-    let mut slices = BTreeSet::new();
-    for event in events {
+/// What there is when the lists are complete.
+#[derive(Default)]
+struct Names {
+    services: BTreeSet<ServiceName>,
+    slices: BTreeSet<SliceName>,
+}
+
+impl Names {
+    fn take(&mut self, event: &Event) {
         match event {
             Event::Cluster(engine::Event::ServiceApplied(service)) => {
-                services.insert(service.name.clone());
+                self.services.insert(service.name.clone());
+            }
+            Event::Cluster(engine::Event::ServiceDeleted(name)) => {
+                self.services.remove(name);
             }
             Event::SliceApplied { slice, .. } => {
-                slices.insert(slice.name.clone());
+                self.slices.insert(slice.name.clone());
+            }
+            Event::Cluster(engine::Event::SliceDeleted(name)) => {
+                self.slices.remove(name);
             }
             _ => {}
         }
     }
-    (services, slices)
 }
 
-fn report(update: &Update) {
+fn report(update: &Update, is_listed: bool) {
+    let so = if is_listed {
+        "the last good state of this file stays in force"
+    } else {
+        "until all files have been read, the rules stay as they are"
+    };
     for problem in &update.problems {
-        warn!("{problem}; the last good state of this file stays in force");
+        warn!("{problem}; {so}");
     }
     for path in &update.recovered {
         info!("{}: good again", path.display());

@@ -144,6 +144,8 @@ struct File {
     /// Of the bytes last read, nothing while they cannot be.
     digest: Option<u64>,
     last_good: Contents,
+    /// Whether there is anything in that.
+    has_been_good: bool,
     problem: Option<Problem>,
 }
 
@@ -201,6 +203,12 @@ impl Source {
         self.report_unlisted(walk.unlisted, &mut update);
         self.merge(&mut update);
         update
+    }
+
+    /// Whether each file could be read once, and each folder can be listed: without that, nobody knows
+    /// what is missing.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.unlisted.is_empty() && self.files.values().all(|file| file.has_been_good)
     }
 
     /// How many objects there are of kinds that a service proxy has no use for.
@@ -261,6 +269,7 @@ impl File {
         match contents(bytes) {
             Ok(contents) => {
                 self.last_good = contents;
+                self.has_been_good = true;
                 if self.problem.take().is_some() {
                     update.recovered.push(found.path.clone());
                 }
