@@ -107,9 +107,9 @@ fn whatever_is_emptied_is_filled_again() {
                 n_damages += 1;
             }
         }
-        // Some held nothing. Of many in a row, not each is worth a line.
+        // Some held nothing. Of many in a row, not each is worth a line, ten in each family are.
         let repairs = bed.repairs();
-        assert!(n_damages > 40 && repairs.len() == 10, "{repairs:#?}");
+        assert!(n_damages > 40 && repairs.len() == 20, "{repairs:#?}");
         for line in repairs {
             assert!(line.contains("nft ("), "{line}");
             assert!(line.contains("deleted"), "{line}");
@@ -131,6 +131,21 @@ fn all_kinds_of_damage_are_mended() {
                 Some(element.split_once(" comment ")?.0.to_owned())
             })
             .unwrap();
+        let table = bed.list("table ip nftproxy");
+        let chain = names(&table, &["chain"])
+            .into_iter()
+            .find(|chain| chain.starts_with("remember-"))
+            .unwrap();
+        let rules = bed.list(&format!("chain ip nftproxy {chain}"));
+        let mut remembering_less = format!("flush chain ip nftproxy {chain}");
+        for rule in rules.lines().filter(|line| line.contains("@affinity")) {
+            let (before, after) = rule.rsplit_once(" :").unwrap();
+            remembering_less +=
+                &format!("; add rule ip nftproxy {chain} {before} limit rate 1/day :{after}");
+        }
+        let remembering_two = table.replace("size 1000000", "size 2");
+        assert_ne!(remembering_two, table);
+        let remembering_two = format!("delete table ip nftproxy; {remembering_two}");
         let damages = [
             "delete table ip nftproxy".to_owned(),
             "delete table ip6 nftproxy".to_owned(),
@@ -159,6 +174,19 @@ fn all_kinds_of_damage_are_mended() {
             "add element ip nftproxy cluster-ips { 192.0.2.99 }".to_owned(),
             "add element ip nftproxy services { 192.0.2.99 . tcp . 80 : drop }".to_owned(),
             "add table ip nftproxy { flags dormant; }".to_owned(),
+            // Where no packet should come.
+            "add chain ip nftproxy about; flush chain ip nftproxy about; \
+             delete chain ip nftproxy about; \
+             add chain ip nftproxy about { type filter hook forward priority 0; policy drop; }"
+                .to_owned(),
+            "add chain ip nftproxy about; add rule ip nftproxy about counter".to_owned(),
+            // Objects that have a name.
+            "add counter ip nftproxy foreign".to_owned(),
+            "add quota ip nftproxy foreign { over 1 mbytes }".to_owned(),
+            "add limit ip nftproxy foreign { rate 1/second }".to_owned(),
+            // As we have it, and more.
+            remembering_less,
+            remembering_two,
         ];
         for damage in &damages {
             let before = bed.daemon.log().len();
@@ -167,9 +195,16 @@ fn all_kinds_of_damage_are_mended() {
             // What is not ours is no part of the above.
             let listing = || bed.list("table ip nftproxy");
             let deadline = Instant::now() + 10 * patience();
-            while ["foreign", "counter", "dormant"]
-                .iter()
-                .any(|word| listing().contains(word))
+            while [
+                "foreign",
+                "counter",
+                "dormant",
+                "policy drop",
+                "limit",
+                "size 2\n",
+            ]
+            .iter()
+            .any(|word| listing().contains(word))
             {
                 assert!(Instant::now() < deadline, "{damage}: {}", listing());
                 std::thread::sleep(Duration::from_millis(20));
@@ -177,7 +212,7 @@ fn all_kinds_of_damage_are_mended() {
             bed.wait();
             let deadline = Instant::now() + 10 * patience();
             while !bed.daemon.log()[before..].contains("nft (") {
-                // From the eleventh on they are told with more care.
+                // From the eleventh on in a family they are told with more care.
                 if bed.repairs().len() >= 10 {
                     break;
                 }

@@ -85,9 +85,6 @@ impl<F: Family> Sink for Ours<'_, F> {
         let Some(chain) = ChainName::parse(name) else {
             return self.foreign(format!("chain {name}"));
         };
-        if chain == ChainName::About {
-            return;
-        }
         let wanted = self.table.base_chain(chain).map(|base| Base {
             chain_type: "nat".into(),
             hook: base.hook.nft().into(),
@@ -97,7 +94,9 @@ impl<F: Family> Sink for Ours<'_, F> {
         if base != wanted {
             self.foreign(format!("chain {name} at another hook"));
         }
-        self.parts.chains.entry(chain).or_default();
+        if chain != ChainName::About {
+            self.parts.chains.entry(chain).or_default();
+        }
     }
 
     fn rule(&mut self, chain: &str, rule: &RuleText<'_>) {
@@ -106,6 +105,10 @@ impl<F: Family> Sink for Ours<'_, F> {
         };
         if chain == ChainName::About {
             let comment = rule.words.last().copied().and_then(Token::text);
+            let is_ours = rule.raw.trim_start().starts_with("return comment \"");
+            if !is_ours || self.parts.about.is_some() {
+                self.foreign(format!("a rule of chain {chain}: {}", rule.raw));
+            }
             self.parts.about = comment.map(Comment::new);
             return;
         }

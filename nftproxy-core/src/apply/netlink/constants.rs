@@ -42,7 +42,9 @@ pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
 pub(super) const NFT_MSG_NEWGEN: u16 = 15;
 pub(super) const NFT_MSG_GETGEN: u16 = 16;
 pub(super) const NFT_MSG_NEWOBJ: u16 = 18;
+pub(super) const NFT_MSG_GETOBJ: u16 = 19;
 pub(super) const NFT_MSG_NEWFLOWTABLE: u16 = 22;
+pub(super) const NFT_MSG_GETFLOWTABLE: u16 = 23;
 pub(super) const NFT_MSG_DESTROYTABLE: u16 = 26;
 pub(super) const NFT_MSG_DESTROYCHAIN: u16 = 27;
 pub(super) const NFT_MSG_DESTROYRULE: u16 = 28;
@@ -102,6 +104,10 @@ pub(super) const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
 pub(super) const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 pub(super) const NFTA_SET_ELEM_USERDATA: u16 = 6;
 pub(super) const NFTA_SET_ELEM_EXPR: u16 = 7;
+pub(super) const NFTA_SET_ELEM_EXPRESSIONS: u16 = 11;
+/// Both of a named object and of a flowtable.
+pub(super) const NFTA_OBJ_TABLE: u16 = 1;
+pub(super) const NFTA_OBJ_NAME: u16 = 2;
 pub(super) const NFTA_SET_ELEM_KEY_END: u16 = 10;
 pub(super) const NFTA_DATA_VALUE: u16 = 1;
 pub(super) const NFTA_DATA_VERDICT: u16 = 2;
@@ -153,6 +159,8 @@ pub(super) const NFT_HASH_JENKINS: u32 = 0;
 pub(super) const NFT_CMP_EQ: u32 = 0;
 pub(super) const NFT_CMP_NEQ: u32 = 1;
 pub(super) const NFT_NAT_DNAT: u32 = 1;
+/// `NF_NAT_RANGE_MAP_IPS` and `NF_NAT_RANGE_PROTO_SPECIFIED`, which the kernel sets by itself.
+pub(super) const NF_NAT_RANGE_GIVEN: u32 = 0b11;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`
 pub(super) const NF_NAT_RANGE_RANDOM_FULLY: u32 = 1 << 4;
 pub(super) const NFT_REJECT_ICMP_UNREACH: u32 = 0;

@@ -17,7 +17,7 @@ use crate::ruleset::expr::{
     Verdict,
 };
 use crate::ruleset::name::{ChainName, SetName, SlotMap};
-use crate::ruleset::schema::schema;
+use crate::ruleset::schema::{AFFINITY_MAX_CLIENTS, schema};
 use crate::ruleset::{Comment, Rule, Table};
 
 /// Collects what the dumps of one table say.
@@ -60,9 +60,6 @@ impl<'a, F: Family> Decoder<'a, F> {
         let Some(chain) = ChainName::parse(name) else {
             return self.foreign(format!("chain {name}"));
         };
-        if chain == ChainName::About {
-            return;
-        }
         let hook = find(message, NFTA_CHAIN_HOOK);
         let place = hook.and_then(|hook| {
             let number = find(hook, NFTA_HOOK_HOOKNUM).and_then(be32)?;
@@ -79,7 +76,9 @@ impl<'a, F: Family> Decoder<'a, F> {
         if place != wanted || !is_accepting_nat {
             self.foreign(format!("chain {name} at another hook"));
         }
-        self.parts.chains.entry(chain).or_default();
+        if chain != ChainName::About {
+            self.parts.chains.entry(chain).or_default();
+        }
     }
 
     /// Takes a message of a rule dump; chains come first.
@@ -93,6 +92,10 @@ impl<'a, F: Family> Decoder<'a, F> {
         if chain == Some(ChainName::About) {
             let userdata = find(message, NFTA_RULE_USERDATA);
             let comment = userdata.and_then(userdata::element_comment);
+            let is_ours = decode_rule::<F>(message).exprs == [Expr::Verdict(Verdict::Return)];
+            if !is_ours || comment.is_none() || self.parts.about.is_some() {
+                self.foreign(format!("a rule of chain {}", ChainName::About));
+            }
             self.parts.about = comment.map(Comment::new);
             return;
         }
@@ -122,7 +125,8 @@ impl<'a, F: Family> Decoder<'a, F> {
             && number(NFTA_SET_KEY_TYPE) == Some(fields_type::<F>(schema.key))
             && number(NFTA_SET_KEY_LEN) == Some(schema.key_len::<F>() as u32)
             && number(NFTA_SET_DATA_TYPE) == data_type
-            && number(NFTA_SET_DATA_LEN) == data_type.map(|_| schema.data_len::<F>() as u32);
+            && number(NFTA_SET_DATA_LEN) == data_type.map(|_| schema.data_len::<F>() as u32)
+            && find(message, NFTA_SET_TIMEOUT).is_none();
         if !as_ours {
             self.foreign(format!("set {name} of another type"));
             return None;
@@ -138,19 +142,35 @@ impl<'a, F: Family> Decoder<'a, F> {
         self.parts.sets.insert(set);
         let description = find(message, NFTA_SET_DESC).unwrap_or_default();
         let size = find(description, NFTA_SET_DESC_SIZE).and_then(be32);
-        if let Some(size) = size.filter(|_| !schema.is_dynamic()) {
-            self.parts.sizes.insert(set, size);
+        match size {
+            size if schema.is_dynamic() && size != Some(AFFINITY_MAX_CLIENTS) => {
+                self.foreign(format!("set {name} of another size"));
+            }
+            Some(size) if !schema.is_dynamic() => {
+                self.parts.sizes.insert(set, size);
+            }
+            _ => {}
         }
         Some(set)
+    }
+
+    /// Takes a message of a dump of named objects or flowtables, of which we have none.
+    pub(super) fn object(&mut self, message: &[u8]) {
+        if self.is_of_table(message, NFTA_OBJ_TABLE) {
+            let name = find(message, NFTA_OBJ_NAME).and_then(string);
+            self.foreign(format!("object {}", name.unwrap_or_default()));
+        }
     }
 
     /// Takes a message of an element dump.
     pub(super) fn elements(&mut self, set: SetName, message: &[u8]) {
         let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+        let counts = self.parts.counted.contains(&set);
         for (_, element) in attributes(list) {
+            let does_more = !counts && does_something(element);
             match decode_element(set, element) {
-                Some(element) => self.parts.elements.push(element),
-                None => self.foreign(format!("element of {set}")),
+                Some(element) if !does_more => self.parts.elements.push(element),
+                _ => self.foreign(format!("element of {set}")),
             }
         }
     }
@@ -218,6 +238,13 @@ pub(super) fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<
         }
     }
     Element::read(set, key?, key_end, data, comment)
+}
+
+/// Whether an element has expressions of its own.
+fn does_something(element: &[u8]) -> bool {
+    [NFTA_SET_ELEM_EXPR, NFTA_SET_ELEM_EXPRESSIONS]
+        .iter()
+        .any(|attribute| find(element, *attribute).is_some())
 }
 
 fn decode_data(payload: &[u8]) -> Option<RawData<'_>> {
@@ -291,12 +318,20 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
             },
             register: register(1)?,
         },
-        "dynset" if number(3)? == NFT_DYNSET_OP_UPDATE => Expr::Update {
-            set: SetName::parse(find(data, 1).and_then(string)?)?,
-            key: register(4)?,
-            data: register(5)?,
-            timeout: u64::from_be_bytes(find(data, 6)?.try_into().ok()?),
-        },
+        // With an expression (7, or 10 for several), or a flag, it does more than that.
+        "dynset"
+            if number(3)? == NFT_DYNSET_OP_UPDATE
+                && find(data, 7).is_none()
+                && find(data, 10).is_none()
+                && number(9).unwrap_or_default() == 0 =>
+        {
+            Expr::Update {
+                set: SetName::parse(find(data, 1).and_then(string)?)?,
+                key: register(4)?,
+                data: register(5)?,
+                timeout: u64::from_be_bytes(find(data, 6)?.try_into().ok()?),
+            }
+        }
         "ct" if number(2)? == NFT_CT_STATUS => Expr::CtStatus {
             register: register(1)?,
         },
@@ -362,7 +397,8 @@ fn known_expression<F: Family>(name: &str, data: &[u8]) -> Option<Expr> {
             if number(1)? == NFT_NAT_DNAT
                 && number(2)? == u32::from(nfproto(F::FAMILY))
                 && number(4).is_none_or(|max| Some(max) == number(3))
-                && number(6).is_none_or(|max| Some(max) == number(5)) =>
+                && number(6).is_none_or(|max| Some(max) == number(5))
+                && number(7).unwrap_or_default() & !NF_NAT_RANGE_GIVEN == 0 =>
         {
             Expr::Dnat {
                 address: register(3)?,

@@ -119,6 +119,15 @@ impl Netlink {
         self.dump::<F>(NFT_MSG_GETRULE, "rule", of_table, |message| {
             decoder.rule(message)
         })?;
+        let of_table = |out: &mut Vec<u8>| put_str(out, NFTA_OBJ_TABLE, table.name());
+        for (message_type, what) in [
+            (NFT_MSG_GETOBJ, "object"),
+            (NFT_MSG_GETFLOWTABLE, "flowtable"),
+        ] {
+            self.dump::<F>(message_type, what, of_table, |message| {
+                decoder.object(message)
+            })?;
+        }
         let mut sets = Vec::new();
         let of_table = |out: &mut Vec<u8>| put_str(out, NFTA_SET_TABLE, table.name());
         self.dump::<F>(NFT_MSG_GETSET, "set", of_table, |message| {
