@@ -13,6 +13,7 @@ use nftproxy_core::host;
 use nftproxy_core::inspect::{Desired, Finding, is_kube_proxys, kube_proxy};
 use nftproxy_core::listing::{self, Listing};
 use nftproxy_core::model::{Family, IpFamily, Node, State};
+use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
 use tracing::warn;
 
@@ -166,17 +167,14 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
     if families.contains(&IpFamily::V6) {
         listing.v6 = table(&mut netlink).context("listing table ip6 nftproxy")?;
     }
+    let is_ours = |neighbour: &Neighbour| {
+        matches!(neighbour.family, "ip" | "ip6") && neighbour.table == ours.name()
+    };
     // Those of kube-proxy say enough by their names.
-    let neighbours = netlink
-        .neighbours_and_rules(|neighbour| {
-            neighbour.table != ours.name() && !is_kube_proxys(neighbour)
-        })
-        .context("listing others' tables")?;
-    let is_ours = |family, table: &str| matches!(family, "ip" | "ip6") && table == ours.name();
-    listing.neighbours = neighbours;
-    listing
-        .neighbours
-        .retain(|neighbour| !is_ours(neighbour.family, &neighbour.table));
+    let neighbours =
+        netlink.neighbours_and_rules(|neighbour| !is_ours(neighbour) && !is_kube_proxys(neighbour));
+    listing.neighbours = neighbours.context("listing others' tables")?;
+    listing.neighbours.retain(|neighbour| !is_ours(neighbour));
     Ok(listing)
 }
 
