@@ -4,6 +4,7 @@
 mod docs;
 mod kernel;
 mod offline;
+mod others;
 mod page;
 mod schema;
 mod server;

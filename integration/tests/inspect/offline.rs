@@ -53,7 +53,8 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(recorded_listing(file)).unwrap()
 }
 
-/// The only thing that is wrong in the recordings is a table of another program.
+/// The only thing that is wrong in the recordings is a table of another program; a second one may
+/// drop what is on its way to an endpoint.
 #[test]
 fn listings_of_each_version_are_read_alike() {
     let mut documents = Vec::new();
@@ -67,7 +68,7 @@ fn listings_of_each_version_are_read_alike() {
     let (_, first) = &documents[0];
     let findings = first["findings"].as_array().unwrap();
     let kinds: Vec<_> = findings.iter().map(|finding| &finding["kind"]).collect();
-    assert_eq!(kinds, ["preempted"], "{first:#}");
+    assert_eq!(kinds, ["preempted", "preempted"], "{first:#}");
     assert_eq!(first["scope"]["otherTables"], 2);
     for (file, document) in &documents {
         assert_eq!(document, first, "{file}");
