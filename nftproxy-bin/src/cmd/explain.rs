@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::args::{Basis, ExplainArgs, ExplainFormat};
 use super::ends::{Ends, ends};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::list::{DocumentEndpoint, document_endpoint, endpoint_text};
 use super::paint::{self, Paint};
 use crate::config::Settings;
@@ -75,7 +75,11 @@ pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<Exi
         Basis::Desired | Basis::Both => Some(inputs::cluster(
             &args.desired,
             settings,
-            is_this_kernel && uses_kernel,
+            if uses_kernel {
+                Addresses::of_observed(&args.observed)
+            } else {
+                Addresses::of_desired(&args.observed)
+            },
         )?),
     };
     progress.tell("reading the rules");

@@ -1,0 +1,88 @@
+//! NodePorts at other addresses than the node's own, as the proxy, the kernel and commands see them.
+
+use integration::daemon::{Daemon, Output, run};
+use integration::netns::{Namespace, in_sandbox};
+
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/example.yaml");
+
+/// A node with an address that only its interface says, and the flags of its proxy.
+struct Node {
+    host: Namespace,
+    flags: Vec<String>,
+}
+
+impl Node {
+    /// The rules of NodePorts at these addresses are in the kernel, and the program has stopped.
+    fn new(node_port_addresses: &str) -> Self {
+        let host = Namespace::new("node").unwrap();
+        for address in ["172.18.0.2/32", "169.254.1.1/32"] {
+            host.exec(&["ip", "addr", "add", address, "dev", "lo"])
+                .unwrap();
+        }
+        let flags = [
+            "--manifests",
+            MANIFESTS,
+            "--cluster-cidr",
+            "10.244.0.0/16",
+            "--nodeport-addresses",
+            node_port_addresses,
+        ];
+        let flags: Vec<String> = flags.map(String::from).into();
+        let mut arguments = vec!["run"];
+        arguments.extend(flags.iter().map(String::as_str));
+        let mut daemon = Daemon::start(&host, &arguments).unwrap();
+        daemon.wait_for_log("ipFamily=\"IPv4\" full=true").unwrap();
+        daemon.stop().unwrap();
+        Self { host, flags }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let flags = self.flags.iter().map(String::as_str);
+        let arguments: Vec<_> = arguments.iter().copied().chain(flags).collect();
+        run(&self.host, &arguments).unwrap()
+    }
+}
+
+#[test]
+fn the_addresses_of_interfaces_are_the_nodes() {
+    in_sandbox(|| {
+        for addresses in ["169.254.0.0/16", "0.0.0.0/0", "all"] {
+            let node = Node::new(addresses);
+            let to = "169.254.1.1:30020/tcp";
+            for by in [&[][..], &["--by", "desired"], &["--by", "kernel"]] {
+                let Output { code, out, err } =
+                    node.run(&[&["explain", "outside", to], by].concat());
+                assert_eq!(code, Some(0), "{addresses} {by:?}: {out}{err}");
+                assert!(
+                    out.contains("10.244.2.20:8080"),
+                    "{addresses} {by:?}: {out}"
+                );
+            }
+            let digest = |more: &[&str]| {
+                let Output { out, err, .. } =
+                    node.run(&[&["digest", "--family", "ipv4"], more].concat());
+                let line = out.split(", ").next().unwrap_or_default().trim().to_owned();
+                assert!(line.starts_with("IPv4 "), "{out}{err}");
+                line
+            };
+            assert_eq!(digest(&[]), digest(&["--from", "kernel"]), "{addresses}");
+        }
+    });
+}
+
+/// What is said of a node counts more than where it is asked.
+#[test]
+fn another_node_is_at_the_addresses_that_are_said_of_it() {
+    in_sandbox(|| {
+        let node = Node::new("169.254.0.0/16");
+        let to = "169.254.1.1:30020/tcp";
+        for more in [
+            ["--node-ip", "192.0.2.10"],
+            ["--hostname-override", "worker-1"],
+        ] {
+            let Output { out, err, .. } =
+                node.run(&[&["explain", "outside", to, "--by", "desired"], &more[..]].concat());
+            assert!(!out.contains("10.244.2.20:8080"), "{more:?}: {out}{err}");
+        }
+    });
+}
