@@ -75,6 +75,22 @@ fn listings_of_each_version_are_read_alike() {
     }
 }
 
+/// 1 is an answer of theirs, so it is none to a command line that they do not know.
+#[test]
+fn a_wrong_command_line_cannot_be_told() {
+    for command in ["audit", "list", "explain", "diff", "digest", "trace"] {
+        let Output { code, out, err } = run(&[command, "--nonsense"], "");
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{command}: {err}");
+        assert!(
+            err.contains("--nonsense") && err.contains("Usage: "),
+            "{err}"
+        );
+    }
+    for line in [&["run", "--nonsense"][..], &["--nonsense"]] {
+        assert_eq!(run(line, "").code, Some(1), "{line:?}");
+    }
+}
+
 fn node() -> Node {
     let ips: [IpAddr; 2] = [
         "172.18.0.2".parse().unwrap(),
