@@ -86,3 +86,28 @@ fn another_node_is_at_the_addresses_that_are_said_of_it() {
         }
     });
 }
+
+/// Who has no destination is not named for its number.
+#[test]
+fn a_nodes_port_elsewhere_belongs_to_nobody() {
+    in_sandbox(|| {
+        let node = Node::new("169.254.0.0/16");
+        for by in ["kernel", "desired"] {
+            for to in ["255.255.255.255", "127.0.0.1", "198.51.100.9"] {
+                let to = format!("{to}:30020/tcp");
+                let Output { code, out, err } = node.run(&["explain", "outside", &to, "--by", by]);
+                assert_eq!(code, Some(0), "{by} {to}: {out}{err}");
+                assert!(!out.contains("shop/api"), "{by} {to}: {out}");
+                assert!(out.contains("so it is left alone"), "{by} {to}: {out}");
+            }
+        }
+        let Output { out, .. } = node.run(&[
+            "explain",
+            "outside",
+            "169.254.1.1:30020/tcp",
+            "--by",
+            "kernel",
+        ]);
+        assert!(out.contains("(shop/api:http)"), "{out}");
+    });
+}
