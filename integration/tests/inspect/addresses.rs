@@ -111,3 +111,30 @@ fn a_nodes_port_elsewhere_belongs_to_nobody() {
         assert!(out.contains("(shop/api:http)"), "{out}");
     });
 }
+
+/// On loopback the program serves, and not a rule.
+#[test]
+fn what_the_program_relays_is_told() {
+    in_sandbox(|| {
+        for addresses in ["localhost", "all"] {
+            let node = Node::new(addresses);
+            let explain = |to: &str, more: &[&str]| {
+                let Output { code, out, err } =
+                    node.run(&[&["explain", "node", to], more].concat());
+                assert_eq!(code, Some(0), "{addresses} {to}: {out}{err}");
+                out
+            };
+            let out = explain("127.0.0.1:30020/tcp", &[]);
+            assert!(out.contains("(shop/api:http)"), "{addresses}: {out}");
+            let to = "the proxy itself listens at 127.0.0.1:30020, and relays to the ClusterIP of shop/api:http, 10.96.0.20:80";
+            assert!(out.contains(to), "{addresses}: {out}");
+            let out = explain("127.0.0.1:30020/tcp", &["--by", "kernel"]);
+            assert!(out.contains("the proxy itself listens there"), "{out}");
+            // Nobody has that one, and nobody listens there for others.
+            let out = explain("127.0.0.1:30021/tcp", &[]);
+            assert!(out.contains("so it is left alone"), "{addresses}: {out}");
+            let out = explain("127.0.0.2:30020/tcp", &[]);
+            assert!(out.contains("so it is left alone"), "{addresses}: {out}");
+        }
+    });
+}
