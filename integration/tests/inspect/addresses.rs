@@ -138,3 +138,26 @@ fn what_the_program_relays_is_told() {
         }
     });
 }
+
+/// Whoever asks for both gets both, from manifests too.
+#[test]
+fn both_are_followed_where_both_are_asked_for() {
+    in_sandbox(|| {
+        let node = Node::new("169.254.0.0/16");
+        let script = "flush chain ip nftproxy node-ports\n";
+        node.host
+            .exec_with_input(&["nft", "-f", "-"], script)
+            .unwrap();
+        let explain = |more: &[&str]| {
+            let command = ["explain", "outside", "169.254.1.1:30020/tcp"];
+            node.run(&[&command, more].concat())
+        };
+        let Output { code, out, err } = explain(&["--by", "both"]);
+        assert_eq!(code, Some(1), "{out}{err}");
+        assert!(out.contains("by the rules that are there:"), "{out}");
+        assert!(out.contains("but the cluster asks for:"), "{out}");
+        let Output { code, out, err } = explain(&[]);
+        assert_eq!(code, Some(0), "{out}{err}");
+        assert!(out.contains("by the rules that are desired:"), "{out}");
+    });
+}

@@ -68,10 +68,10 @@ struct DocumentStep {
 pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let is_this_kernel = inputs::is_this_kernel(&args.observed);
-    let uses_kernel = args.by != Basis::Desired
-        && !(is_this_kernel && !args.desired.manifests.is_empty() && args.by == Basis::Both);
+    let by = args.by();
+    let uses_kernel = by != Basis::Desired;
     progress.tell("reading what is desired");
-    let cluster = match args.by {
+    let cluster = match by {
         Basis::Kernel => None,
         Basis::Desired | Basis::Both => Some(inputs::cluster(
             &args.desired,
