@@ -3,10 +3,15 @@
 //! Plain data: [`crate::apply::netlink`] fills it from the kernel, [`crate::listing`] from a saved
 //! listing.
 
+mod maps;
+mod mark;
 mod served;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(crate) use maps::VerdictMaps;
+pub(crate) use mark::MarkValue;
+pub use mark::MarkWrite;
 pub use served::{Details, Masquerade, Served, Treatment};
 
 /// A table, of anybody.
@@ -63,7 +68,13 @@ pub enum Act {
     Queue,
     /// Hides it from connection tracking: `notrack`.
     Notrack,
-    /// Asks a verdict map, whose elements were not looked at.
+    /// Sends it out of an interface at once: `fwd`.
+    Divert,
+    /// Changes addresses or ports that it carries, as in `ip daddr set 10.0.0.1`.
+    Rewrite,
+    /// Changes its mark.
+    Mark(MarkWrite),
+    /// Asks a verdict map that has no elements, or of which none could be read.
     VerdictMap,
 }
 
@@ -78,17 +89,49 @@ impl Act {
             "drop" | "reject" | "DROP" | "REJECT" => Self::Drop,
             "queue" | "NFQUEUE" => Self::Queue,
             "notrack" | "NOTRACK" => Self::Notrack,
-            "vmap" => Self::VerdictMap,
+            "fwd" => Self::Divert,
+            "MARK" | "CONNMARK" => Self::Mark(MarkWrite::UNKNOWN),
             _ => return None,
         })
+    }
+}
+
+/// Whether a write to these bytes of a network header changes an address. The addresses of both
+/// families overlap, so that a family that may have either has two ranges that tell.
+pub(crate) fn has_addresses(family: &str, offset: u32, len: u32) -> bool {
+    let ranges: &[_] = match family {
+        "ip" => &[12..20],
+        "ip6" => &[8..40],
+        _ => &[12..20, 24..40],
+    };
+    ranges
+        .iter()
+        .any(|range| offset < range.end && range.start < offset.saturating_add(len))
+}
+
+/// Whether a write to bytes of a transport header that start there changes a port.
+pub(crate) fn has_ports(offset: u32) -> bool {
+    offset < 4
+}
+
+impl Conduct {
+    /// Adds what another chain or element may do.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.acts.extend(&other.acts);
+        self.leads_to.extend(other.leads_to.iter().cloned());
     }
 }
 
 impl Neighbour {
     /// What may become of a packet in a chain and in those that it leads to.
     pub fn acts(&self, chain: &str) -> BTreeSet<Act> {
+        self.acts_without(chain, &[])
+    }
+
+    /// The same, leaving out what these chains do.
+    pub(crate) fn acts_without(&self, chain: &str, left_out: &[&str]) -> BTreeSet<Act> {
         let mut acts = BTreeSet::new();
-        let mut seen = BTreeSet::new();
+        let mut seen: BTreeSet<_> = left_out.iter().copied().collect();
         let mut open = vec![chain];
         while let Some(chain) = open.pop() {
             if seen.insert(chain)

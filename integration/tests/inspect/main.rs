@@ -1,9 +1,11 @@
 //! Commands that look at rules: offline on listings of several versions of nft(8), and on kernels.
 #![allow(clippy::unwrap_used, reason = "a panic is a failed test")]
 
+mod addresses;
 mod docs;
 mod kernel;
 mod offline;
+mod others;
 mod page;
 mod schema;
 mod server;

@@ -70,7 +70,8 @@ fn judge(tables: &[Neighbour]) -> Vec<Finding> {
             base_chains,
             ..
         } = table;
-        if name == ours.name() || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
+        let is_ours = matches!(*family, "ip" | "ip6") && name == ours.name();
+        if is_ours || *is_dormant || !matches!(*family, "ip" | "ip6" | "inet") {
             continue;
         }
         if is_kube_proxys(table) {
@@ -204,5 +205,11 @@ mod tests {
             ..with("nat", 0, -100)
         };
         assert_eq!(levels(asleep), []);
+        // A table of our name in another family is none of ours.
+        let namesake = Neighbour {
+            table: Table::default().name().into(),
+            ..with("nat", 0, -100)
+        };
+        assert_eq!(levels(namesake), [Level::Note]);
     }
 }

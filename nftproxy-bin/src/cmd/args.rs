@@ -312,7 +312,8 @@ impl Cli {
         Self::parse_line(std::env::args_os()).unwrap_or_else(|error| {
             // Nothing is left to be done about a closed standard stream.
             let _ = error.print();
-            std::process::exit(if error.use_stderr() { 1 } else { 0 })
+            let code = usage_code(&normalized(std::env::args_os()));
+            std::process::exit(if error.use_stderr() { code } else { 0 })
         })
     }
 
@@ -328,6 +329,16 @@ impl Cli {
             }
             Err(error) => Err(with_usage(error, &args)),
         }
+    }
+}
+
+/// What a wrong command line ends with: as in kube-proxy, but for commands whose 1 is an answer.
+fn usage_code(args: &[OsString]) -> i32 {
+    match args.get(1).and_then(|name| name.to_str()) {
+        Some("list" | "audit" | "explain" | "diff" | "digest" | "trace") => {
+            i32::from(crate::CANNOT_TELL)
+        }
+        _ => 1,
     }
 }
 
@@ -484,6 +495,28 @@ mod tests {
                 error.to_string().contains("Usage: nftproxy"),
                 "{line}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_no_answer() {
+        for (line, code) in [
+            ("", 1),
+            ("--nonsense", 1),
+            ("--nonsense audit", 1),
+            ("run --nonsense", 1),
+            ("check --nonsense", 1),
+            ("nonsense", 1),
+            ("audit --nonsense", 2),
+            ("list --nonsense", 2),
+            ("explain", 2),
+            ("diff one", 2),
+            ("digest --from nowhere", 2),
+            ("trace", 2),
+        ] {
+            let args = std::iter::once("nftproxy").chain(line.split_whitespace());
+            let args = normalized(args.map(OsString::from));
+            assert_eq!(usage_code(&args), code, "{line}");
         }
     }
 

@@ -14,7 +14,7 @@ use nftproxy_core::ruleset::FamilyRuleset;
 use serde::Serialize;
 
 use super::args::{DesiredFlags, DiffArgs, DiffFormat, ObservedFlags};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::paint::{self, Paint};
 use crate::config::Settings;
 
@@ -97,10 +97,13 @@ fn side(name: &str, args: &DiffArgs, settings: &Settings) -> anyhow::Result<Side
             node: args.node.clone(),
         };
         let is_this_kernel = [&args.from, &args.to].iter().any(|side| *side == "kernel");
+        let addresses = if is_this_kernel {
+            Addresses::OfThisHost
+        } else {
+            Addresses::AsTold
+        };
         Ok(Side::Cluster(Box::new(inputs::cluster(
-            &flags,
-            settings,
-            is_this_kernel,
+            &flags, settings, addresses,
         )?)))
     };
     match name {

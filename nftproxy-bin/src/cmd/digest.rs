@@ -15,7 +15,7 @@ use nftproxy_core::provenance::{Digest, digest_in};
 use serde::Serialize;
 
 use super::args::{DigestArgs, DigestFormat, Origin};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::paint;
 use crate::config::Settings;
 
@@ -58,12 +58,11 @@ pub(crate) fn run(args: &DigestArgs, settings: &Settings) -> anyhow::Result<Exit
     progress.tell("reading rules");
     let side = match args.from {
         Origin::Desired => {
-            let is_this_kernel =
-                inputs::is_this_kernel(&args.observed) && args.desired.manifests.is_empty();
+            let addresses = Addresses::of_desired(&args.observed);
             Side::Desired(Box::new(inputs::cluster(
                 &args.desired,
                 settings,
-                is_this_kernel,
+                addresses,
             )?))
         }
         Origin::Kernel => {

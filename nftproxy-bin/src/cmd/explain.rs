@@ -1,7 +1,7 @@
 //! `nftproxy explain`: what becomes of a connection, and why.
 
 use std::fmt::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -13,10 +13,11 @@ use serde::Serialize;
 
 use super::args::{Basis, ExplainArgs, ExplainFormat};
 use super::ends::{Ends, ends};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::list::{DocumentEndpoint, document_endpoint, endpoint_text};
 use super::paint::{self, Paint};
 use crate::config::Settings;
+use crate::daemon::loopback;
 
 /// The version of the JSON document. It changes when what is there changes its meaning.
 const DOCUMENT_VERSION: u32 = 1;
@@ -67,15 +68,19 @@ struct DocumentStep {
 pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let is_this_kernel = inputs::is_this_kernel(&args.observed);
-    let uses_kernel = args.by != Basis::Desired
-        && !(is_this_kernel && !args.desired.manifests.is_empty() && args.by == Basis::Both);
+    let by = args.by();
+    let uses_kernel = by != Basis::Desired;
     progress.tell("reading what is desired");
-    let cluster = match args.by {
+    let cluster = match by {
         Basis::Kernel => None,
         Basis::Desired | Basis::Both => Some(inputs::cluster(
             &args.desired,
             settings,
-            is_this_kernel && uses_kernel,
+            if uses_kernel {
+                Addresses::of_observed(&args.observed)
+            } else {
+                Addresses::of_desired(&args.observed)
+            },
         )?),
     };
     progress.tell("reading the rules");
@@ -107,6 +112,7 @@ pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<Exi
         cluster: cluster.as_ref(),
         listing: listing.as_ref(),
         local,
+        has_relay: settings.node_ports_on_loopback,
     };
     match (ends.from, ends.to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => inputs.run::<V4>(from, to, &ends),
@@ -120,6 +126,8 @@ struct Inputs<'a> {
     cluster: Option<&'a Cluster>,
     listing: Option<&'a Listing>,
     local: Vec<IpAddr>,
+    /// Whether the program relays NodePorts on loopback.
+    has_relay: bool,
 }
 
 impl Inputs<'_> {
@@ -147,8 +155,9 @@ impl Inputs<'_> {
         };
         let node_of = |ip| self.cluster?.places.get(&ip).cloned();
         let desired = self.cluster.map(Cluster::desired);
-        let explanation = explain::<F>(desired, self.listing, &query, &node_of)
+        let mut explanation = explain::<F>(desired, self.listing, &query, &node_of)
             .context("the rules cannot be followed")?;
+        self.add_relay(&mut explanation, ends);
         paint::print(&match self.args.output {
             ExplainFormat::Text => self.text(&query, &explanation, ends, Paint::of_stdout()),
             ExplainFormat::Json => paint::json(&document(&query, &explanation, ends))?,
@@ -160,6 +169,29 @@ impl Inputs<'_> {
         Ok(ExitCode::from(u8::from(is_bad)))
     }
 
+    /// What rules leave alone may be for the program itself, which relays NodePorts on loopback.
+    fn add_relay<F: Family>(&self, explanation: &mut Explanation<F>, ends: &Ends) {
+        let is_left = |way: &Way<F>| matches!(way.outcome, Outcome::Pass { .. });
+        let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let is_there =
+            loopback.contains(&ends.to) && (ends.is_from_node || ends.from.is_loopback());
+        if !self.has_relay || !is_there || !explanation.ways.iter().all(is_left) {
+            return;
+        }
+        let Some(cluster) = self.cluster else {
+            let reason = "no rule is for NodePorts on loopback: the proxy itself listens there, and relays to the Service's ClusterIP";
+            explanation.reasons = vec![reason.into()];
+            return;
+        };
+        let at = SocketAddr::new(ends.to, ends.port);
+        if let Some((name, to)) = loopback::relayed(&cluster.state, ends.protocol, at) {
+            explanation.reasons = vec![format!(
+                "no rule is for NodePorts on loopback: the proxy itself listens at {at}, and relays to the ClusterIP of {name}, {to}, as any process of this node"
+            )];
+            explanation.service_port = Some(name.to_string());
+        }
+    }
+
     fn text<F: OfFamily>(
         &self,
         query: &Query<F>,
@@ -168,7 +200,7 @@ impl Inputs<'_> {
         paint: Paint,
     ) -> String {
         let mut out = String::new();
-        let to = std::net::SocketAddr::new(ends.to, ends.port);
+        let to = SocketAddr::new(ends.to, ends.port);
         let what = match &explanation.service_port {
             Some(service_port) => format!(" ({service_port})"),
             None => String::new(),
@@ -315,7 +347,7 @@ fn document_way<F: Family>(way: &Way<F>) -> DocumentWay {
             endpoint,
             masquerade,
         } => {
-            let address = std::net::SocketAddr::new(endpoint.address.into(), endpoint.port.get());
+            let address = SocketAddr::new(endpoint.address.into(), endpoint.port.get());
             ("endpoint", Some(address.to_string()), Some(masquerade))
         }
         Outcome::Drop => ("drop", None, None),

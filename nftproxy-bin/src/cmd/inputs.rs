@@ -13,6 +13,7 @@ use nftproxy_core::host;
 use nftproxy_core::inspect::{Desired, Finding, is_kube_proxys, kube_proxy};
 use nftproxy_core::listing::{self, Listing};
 use nftproxy_core::model::{Family, IpFamily, Node, State};
+use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
 use tracing::warn;
 
@@ -40,8 +41,57 @@ impl Cluster {
     }
 }
 
-/// Asks for what is desired. On this node's own kernel the addresses of its interfaces count, as in
-/// the proxy; elsewhere those that are said of the node.
+/// Whose addresses are those of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Addresses {
+    /// This host's, as in the proxy: what is looked at is its kernel.
+    OfThisHost,
+    /// Those that are said of the node, which may be any.
+    AsTold,
+    /// This host's, unless it is said of the node that it has others.
+    OfThisHostUnlessTold,
+}
+
+impl Addresses {
+    /// For what is desired alone, which a saved listing shows to be of any node.
+    pub(crate) fn of_desired(observed: &ObservedFlags) -> Self {
+        if is_this_kernel(observed) {
+            Self::OfThisHostUnlessTold
+        } else {
+            Self::AsTold
+        }
+    }
+
+    /// For what is compared with what is observed.
+    pub(crate) fn of_observed(observed: &ObservedFlags) -> Self {
+        if is_this_kernel(observed) {
+            Self::OfThisHost
+        } else {
+            Self::AsTold
+        }
+    }
+
+    /// This host's addresses, if it is the node; `said` is what a Node object says. Only a node
+    /// that goes by a name of its own can be another one.
+    fn interfaces(
+        self,
+        flags: &NodeFlags,
+        settings: &Settings,
+        said: &[IpAddr],
+    ) -> anyhow::Result<Option<Vec<IpAddr>>> {
+        if self == Self::AsTold {
+            return Ok(None);
+        }
+        let here = host::addresses().context("asking for this host's addresses")?;
+        let is_another = settings.node_name.is_some()
+            && !said.is_empty()
+            && !said.iter().any(|ip| here.contains(ip));
+        let is_told = !flags.ips.is_empty() || is_another;
+        Ok((self == Self::OfThisHost || !is_told).then_some(here))
+    }
+}
+
+/// Asks for what is desired of a node that has these addresses.
 ///
 /// # Errors
 ///
@@ -50,7 +100,7 @@ impl Cluster {
 pub(crate) fn cluster(
     flags: &DesiredFlags,
     settings: &Settings,
-    is_this_kernel: bool,
+    addresses: Addresses,
 ) -> anyhow::Result<Cluster> {
     let node_name = super::node_name(settings)?;
     let snapshot = if flags.manifests.is_empty() {
@@ -67,8 +117,8 @@ pub(crate) fn cluster(
             snapshot.problems.len()
         );
     }
-    let interfaces = is_this_kernel.then(host::addresses).transpose();
-    let interfaces = interfaces.context("asking for this host's addresses")?;
+    let said = snapshot.node.as_ref().map(|node| node.ips.as_slice());
+    let interfaces = addresses.interfaces(&flags.node, settings, said.unwrap_or_default())?;
     Ok(complete(snapshot, &flags.node, settings, interfaces))
 }
 
@@ -166,17 +216,14 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
     if families.contains(&IpFamily::V6) {
         listing.v6 = table(&mut netlink).context("listing table ip6 nftproxy")?;
     }
+    let is_ours = |neighbour: &Neighbour| {
+        matches!(neighbour.family, "ip" | "ip6") && neighbour.table == ours.name()
+    };
     // Those of kube-proxy say enough by their names.
-    let neighbours = netlink
-        .neighbours_and_rules(|neighbour| {
-            neighbour.table != ours.name() && !is_kube_proxys(neighbour)
-        })
-        .context("listing others' tables")?;
-    let is_ours = |family, table: &str| matches!(family, "ip" | "ip6") && table == ours.name();
-    listing.neighbours = neighbours;
-    listing
-        .neighbours
-        .retain(|neighbour| !is_ours(neighbour.family, &neighbour.table));
+    let neighbours =
+        netlink.neighbours_and_rules(|neighbour| !is_ours(neighbour) && !is_kube_proxys(neighbour));
+    listing.neighbours = neighbours.context("listing others' tables")?;
+    listing.neighbours.retain(|neighbour| !is_ours(neighbour));
     Ok(listing)
 }
 

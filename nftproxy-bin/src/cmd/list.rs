@@ -12,7 +12,7 @@ use nftproxy_core::model::{IpFamily, TrafficPolicy, V4, V6};
 use serde::Serialize;
 
 use super::args::{ListArgs, Origin, OutputFormat};
-use super::inputs::{self, Progress};
+use super::inputs::{self, Addresses, Progress};
 use super::paint::{self, Columns, Paint};
 use super::watch::Watch;
 use crate::config::Settings;
@@ -85,9 +85,8 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let watch = args.watch.then(|| Watch::start(args)).transpose()?;
     let mut rows = match args.from {
         Origin::Desired => {
-            let is_this_kernel =
-                inputs::is_this_kernel(&args.observed) && args.desired.manifests.is_empty();
-            let cluster = inputs::cluster(&args.desired, settings, is_this_kernel)?;
+            let addresses = Addresses::of_desired(&args.observed);
+            let cluster = inputs::cluster(&args.desired, settings, addresses)?;
             of_families(
                 families,
                 || services::<V4>(cluster.desired()),

@@ -22,7 +22,7 @@ use nix::sys::signalfd::SignalFd;
 
 use super::args::{ObservedFlags, TraceArgs};
 use super::ends::{Ends, ends};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::paint::{self, Paint};
 use crate::config::Settings;
 
@@ -33,7 +33,7 @@ const QUIET: Duration = Duration::from_millis(200);
 pub(crate) fn run(args: &TraceArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     progress.tell("reading what is desired");
-    let cluster = inputs::cluster(&args.desired, settings, true)?;
+    let cluster = inputs::cluster(&args.desired, settings, Addresses::OfThisHost)?;
     let local = host::addresses().context("asking for this host's addresses")?;
     let ends = ends(&args.from, &args.to, true, Some(&cluster), &local)?;
     // A client outside may have any address, and this node has several.

@@ -102,7 +102,8 @@ pub fn audit(
         audit_family::<V6>(desired, listing, table, &mut report);
     }
     progress("looking at others' tables");
-    others::judge(table, &listing.neighbours, |finding| {
+    let mark = desired.node.masquerade_mark;
+    others::judge(table, mark, &listing.neighbours, |finding| {
         report.findings.push(finding)
     });
     report.findings.sort();

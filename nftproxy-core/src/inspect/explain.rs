@@ -149,7 +149,10 @@ pub fn explain<F: OfFamily>(
     let row = owner(query, &rows);
     let service_port = match row {
         Some((row, _)) => Some(row.service_port.clone()),
-        None => ruleset.and_then(|ruleset| comment(ruleset, query)),
+        // What an element says of a destination that no rule leads to it is not so.
+        None => ruleset
+            .filter(|_| ways.iter().any(is_taken))
+            .and_then(|ruleset| comment(ruleset, query)),
     };
     Ok(Explanation {
         reasons: reasons(&ways, row, query, node_of),
@@ -163,20 +166,30 @@ pub fn explain<F: OfFamily>(
     })
 }
 
-/// The destination of a query, with its address and as a NodePort.
+/// Whether a rule decides over a connection.
+fn is_taken<F: Family>(way: &Way<F>) -> bool {
+    !matches!(way.outcome, Outcome::Pass { .. })
+}
+
+/// The destination of a query, with its address and, at one of this node's own, as a NodePort. At
+/// loopback rules have none.
 fn destinations<F: Family>(query: &Query<F>) -> Vec<Destination<F>> {
     let packet = &query.packet;
     let port = packet.destination_port.try_into().ok();
     let Some((protocol, port)) = Protocol::from_number(packet.protocol).zip(port) else {
         return Vec::new();
     };
-    [Some(packet.destination), None]
+    let ip: IpAddr = packet.destination.into();
+    let is_node = query.local.contains(&ip) && !ip.is_loopback();
+    [Some(Some(packet.destination)), is_node.then_some(None)]
+        .into_iter()
+        .flatten()
         .map(|address| Destination {
             address,
             protocol,
             port,
         })
-        .into()
+        .collect()
 }
 
 /// The Service port that has the destination, and which of its destinations it is.
@@ -184,11 +197,7 @@ fn owner<'a, F: Family>(
     query: &Query<F>,
     rows: &'a [ServiceRow],
 ) -> Option<(&'a ServiceRow, usize)> {
-    let is_local = query.local.contains(&query.packet.destination.into());
     destinations(query).into_iter().find_map(|destination| {
-        if destination.address.is_none() && !is_local {
-            return None;
-        }
         let address = ServiceAddress::from(destination);
         rows.iter().find_map(|row| {
             let at = row

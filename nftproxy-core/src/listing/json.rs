@@ -477,9 +477,17 @@ fn unknown(value: &Value, out: &mut String) {
         out.push_str("unknown");
         return;
     };
-    out.push_str(name);
+    match name.as_str() {
+        "mangle" => return unknown_value(argument, out),
+        // Extensions of iptables.
+        "xt" if argument.get("type").and_then(Value::as_str) == Some("match") => return,
+        name => out.push_str(name),
+    }
     if let Some(target) = argument.get("name").and_then(Value::as_str) {
         let _ = write!(out, " {target}");
+    }
+    if let Some(map) = argument.get("data").and_then(Value::as_str) {
+        let _ = write!(out, " {map}");
     }
     // The verdicts of a map within the rule.
     let mut open = vec![argument];
@@ -498,4 +506,18 @@ fn unknown(value: &Value, out: &mut String) {
             _ => {}
         }
     }
+}
+
+/// What is written to, with a value that we have no words for.
+fn unknown_value(mangle: &Value, out: &mut String) {
+    let start = out.len();
+    if mangle
+        .get("key")
+        .and_then(|key| operand(key, out))
+        .is_none()
+    {
+        out.truncate(start);
+        out.push_str("unknown");
+    }
+    out.push_str(" set unknown");
 }

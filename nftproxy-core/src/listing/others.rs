@@ -2,13 +2,17 @@
 
 use super::token::Token;
 use super::{Base, RuleText, SetHead, Sink};
-use crate::neighbour::{Act, BaseChain, Neighbour, family_name};
+use crate::neighbour::{
+    Act, BaseChain, Conduct, MarkValue, MarkWrite, Neighbour, VerdictMaps, family_name,
+    has_addresses, has_ports,
+};
 
 /// A table of somebody else, so far.
 pub(super) struct Other {
     neighbour: Neighbour,
     /// As the listing calls it.
     family: String,
+    maps: VerdictMaps,
 }
 
 impl Other {
@@ -20,6 +24,7 @@ impl Other {
                 ..Neighbour::default()
             },
             family: family.into(),
+            maps: VerdictMaps::default(),
         }
     }
 
@@ -27,7 +32,8 @@ impl Other {
         self.family == family && self.neighbour.table == table
     }
 
-    pub(super) fn finish(self) -> Neighbour {
+    pub(super) fn finish(mut self) -> Neighbour {
+        self.maps.resolve(&mut self.neighbour.conduct);
         self.neighbour
     }
 }
@@ -39,7 +45,10 @@ impl Sink for Other {
 
     fn set(&mut self, _: &SetHead) {}
 
-    fn element(&mut self, _: &str, _: &[Token<'_>]) {}
+    fn element(&mut self, set: &str, words: &[Token<'_>]) {
+        let (conduct, _) = conduct(self.neighbour.family, words);
+        self.maps.element(set).add(&conduct);
+    }
 
     fn chain(&mut self, name: &str, base: Option<Base>) {
         self.neighbour.chains.push(name.into());
@@ -55,30 +64,109 @@ impl Sink for Other {
     }
 
     fn rule(&mut self, chain: &str, rule: &RuleText<'_>) {
-        let mut acts = Vec::new();
-        let mut leads_to = Vec::new();
-        let mut words = rule.words.iter().peekable();
-        while let Some(word) = words.next() {
-            match word {
-                Token::Word("comment" | "prefix" | "iifname" | "oifname") => {
-                    // What is quoted there says nothing.
-                    words.next_if(|word| matches!(word, Token::Quoted(_)));
-                }
-                Token::Word("jump" | "goto") => {
-                    leads_to.extend(words.next().and_then(|word| word.text()));
-                }
-                word => acts.extend(word.text().and_then(Act::of)),
-            }
+        let (conduct, map) = conduct(self.neighbour.family, rule.words);
+        if let Some(map) = map {
+            self.maps.ask(chain, map);
         }
-        if acts.is_empty() && leads_to.is_empty() {
-            return;
+        if conduct != Conduct::default() {
+            let known = self.neighbour.conduct.entry(chain.into()).or_default();
+            known.add(&conduct);
         }
-        let conduct = self.neighbour.conduct.entry(chain.into()).or_default();
-        conduct.acts.extend(acts);
-        conduct
-            .leads_to
-            .extend(leads_to.into_iter().map(String::from));
     }
 
     fn other(&mut self, _: String) {}
+}
+
+/// What the words of a rule or element may do, and the named verdict map that they ask.
+fn conduct<'a>(family: &str, words: &[Token<'a>]) -> (Conduct, Option<&'a str>) {
+    let mut conduct = Conduct::default();
+    let mut map = None;
+    for (at, word) in words.iter().enumerate() {
+        let (before, after) = (&words[..at], &words[at + 1..]);
+        match (before.last(), word) {
+            (Some(Token::Word("jump" | "goto")), word) => {
+                conduct.leads_to.extend(word.text().map(String::from));
+            }
+            (Some(Token::Word("vmap")), Token::Word(name)) if name.starts_with('@') => {
+                map = name.strip_prefix('@');
+            }
+            (_, Token::Word("set")) => conduct.acts.extend(write(family, before, after)),
+            (_, Token::Word(word)) => conduct.acts.extend(Act::of(word)),
+            // Extensions of iptables. What else is quoted says nothing.
+            (Some(Token::Word("target")), Token::Quoted(name)) => {
+                conduct.acts.extend(Act::of(name));
+            }
+            _ => {}
+        }
+    }
+    (conduct, map)
+}
+
+/// What a statement does that writes to what stands before the word `set`.
+fn write(family: &str, before: &[Token<'_>], after: &[Token<'_>]) -> Option<Act> {
+    use Token::{Comma, Word};
+    let number = |word: &str| word.parse::<u32>().ok();
+    match before {
+        [.., Word("meta"), Word("mark")] => Some(Act::Mark(mark_write(after))),
+        [.., Word("ip" | "ip6"), Word("saddr" | "daddr")]
+        | [.., Word(_), Word("sport" | "dport")]
+        | [
+            ..,
+            Word("icmp" | "icmpv6"),
+            Word("type" | "code" | "checksum"),
+        ] => Some(Act::Rewrite),
+        // Of raw payload, in bits.
+        [.., Word(base), Comma, Word(offset), Comma, Word(len)] => {
+            let (offset, len) = (number(offset)?, number(len)?);
+            let bytes = (offset / 8, (offset % 8 + len).div_ceil(8));
+            let is_it = match *base {
+                "@nh" => has_addresses(family, bytes.0, bytes.1),
+                "@th" => has_ports(bytes.0),
+                _ => false,
+            };
+            is_it.then_some(Act::Rewrite)
+        }
+        _ => None,
+    }
+}
+
+/// What a value does to the mark that it is written to: a number, or the mark with some of its bits
+/// changed. Others cannot be told.
+fn mark_write(words: &[Token<'_>]) -> MarkWrite {
+    use Token::Word;
+    let (mut value, mut rest) = match words {
+        [Word("meta"), Word("mark"), rest @ ..] | [Word("mark"), rest @ ..] => {
+            (MarkValue::SAME, rest)
+        }
+        [Word(word), rest @ ..] => match number(word) {
+            Some(number) => (MarkValue::constant(number), rest),
+            None => return MarkWrite::UNKNOWN,
+        },
+        _ => return MarkWrite::UNKNOWN,
+    };
+    while let [Word(sign), Word(operand), more @ ..] = rest
+        && let Some(operand) = number(operand)
+    {
+        value = match *sign {
+            "|" | "or" => value.bitwise(!operand, operand),
+            "&" | "and" => value.bitwise(operand, 0),
+            "^" | "xor" => value.bitwise(u32::MAX, operand),
+            _ => break,
+        };
+        rest = more;
+    }
+    match rest {
+        [
+            Word("|" | "or" | "&" | "and" | "^" | "xor" | "<<" | ">>" | "map" | "."),
+            ..,
+        ] => MarkWrite::UNKNOWN,
+        _ => value.write(),
+    }
+}
+
+fn number(word: &str) -> Option<u32> {
+    match word.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => word.parse().ok(),
+    }
 }

@@ -173,9 +173,10 @@ pub(crate) struct ExplainArgs {
     /// The interface by which the connection comes in [default: any, unless FROM is this node]
     #[arg(long, value_name = "NAME")]
     pub(crate) iif: Option<String>,
-    /// Which rules to follow: those of the kernel or listing, those desired, or both
-    #[arg(long, value_enum, default_value_t = Basis::Both, help_heading = "Kernel state")]
-    pub(crate) by: Basis,
+    /// Which rules to follow: those of the kernel or listing, those desired, or both [default:
+    /// both, and with --manifests but no --ruleset those desired]
+    #[arg(long, value_enum, help_heading = "Kernel state")]
+    by: Option<Basis>,
     #[command(flatten)]
     pub(crate) desired: DesiredFlags,
     #[command(flatten)]
@@ -192,6 +193,19 @@ pub(crate) struct ExplainArgs {
     pub(crate) output: ExplainFormat,
     #[command(flatten)]
     pub(crate) config: ConfigFlags,
+}
+
+impl ExplainArgs {
+    /// Whose rules to follow. Manifests alone are no reason to ask the kernel, which may be that of
+    /// another node.
+    pub(crate) fn by(&self) -> Basis {
+        let is_offline = !self.desired.manifests.is_empty() && self.observed.ruleset.is_none();
+        self.by.unwrap_or(if is_offline {
+            Basis::Desired
+        } else {
+            Basis::Both
+        })
+    }
 }
 
 /// Whose rules a connection is followed through.

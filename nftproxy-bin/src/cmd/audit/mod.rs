@@ -12,7 +12,7 @@ use nftproxy_core::ruleset::Table;
 use serde::Serialize;
 
 use super::args::{AuditArgs, AuditFormat};
-use super::inputs::{self, Cluster, Progress};
+use super::inputs::{self, Addresses, Cluster, Progress};
 use super::paint::{self, Columns, Paint};
 use crate::config::Settings;
 
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitC
     let cluster = inputs::cluster(
         &args.desired,
         settings,
-        inputs::is_this_kernel(&args.observed),
+        Addresses::of_observed(&args.observed),
     )?;
     progress.tell("reading the rules");
     let listing = inputs::listing(&args.observed, families)?;

@@ -13,7 +13,9 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use nftproxy_core::model::{IpFamily, Protocol, Service, ServiceName, State, V4, V6};
+use nftproxy_core::model::{
+    IpFamily, Protocol, Service, ServiceName, ServicePort, ServicePortName, State, V4, V6,
+};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -67,6 +69,28 @@ fn ports(service: &Service, family: IpFamily) -> BTreeMap<Port, SocketAddr> {
         Some((listen, SocketAddr::new(cluster_ip, port.port.get())))
     });
     relayed.collect()
+}
+
+/// The Service port that has this NodePort on loopback, and where that leads: of several the first
+/// by name.
+pub(crate) fn relayed(
+    state: &State,
+    protocol: Protocol,
+    at: SocketAddr,
+) -> Option<(ServicePortName, SocketAddr)> {
+    let listen = Port { protocol, at };
+    state.services().find_map(|service| {
+        let to = *ports(service, IpFamily::of(at.ip())).get(&listen)?;
+        let is_it = |port: &&ServicePort| {
+            port.protocol == protocol && port.node_port.is_some_and(|it| it.get() == at.port())
+        };
+        let port = service.ports.iter().find(is_it)?;
+        let name = ServicePortName {
+            service: service.name.clone(),
+            port: port.name.as_str().into(),
+        };
+        Some((name, to))
+    })
 }
 
 /// Starts the task on a runtime. It ends, and all connections with it, when all senders are gone.

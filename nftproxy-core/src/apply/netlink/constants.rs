@@ -202,3 +202,25 @@ pub(super) const CTA_FILTER_F_PROTO_NUM: u32 = 1 << 3;
 pub(super) const CTA_FILTER_F_PROTO_DST_PORT: u32 = 1 << 5;
 /// `IPS_SEEN_REPLY`
 pub(super) const IPS_SEEN_REPLY: u32 = 1 << 1;
+
+// What others' rules hold.
+pub(super) const NF_QUEUE: u32 = 3;
+pub(super) const NFT_REG_VERDICT: u32 = 0;
+pub(super) const NFTA_LOOKUP_DREG: u16 = 3;
+pub(super) const NFTA_NAT_TYPE: u16 = 1;
+pub(super) const NFTA_TARGET_NAME: u16 = 1;
+pub(super) const NFTA_TARGET_REV: u16 = 2;
+pub(super) const NFTA_TARGET_INFO: u16 = 3;
+pub(super) const NFTA_PAYLOAD_BASE: u16 = 2;
+pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;
+pub(super) const NFTA_PAYLOAD_LEN: u16 = 4;
+pub(super) const NFTA_PAYLOAD_SREG: u16 = 5;
+pub(super) const NFTA_META_DREG: u16 = 1;
+pub(super) const NFTA_META_KEY: u16 = 2;
+pub(super) const NFTA_META_SREG: u16 = 3;
+pub(super) const NFTA_BITWISE_SREG: u16 = 1;
+pub(super) const NFTA_BITWISE_DREG: u16 = 2;
+pub(super) const NFTA_BITWISE_XOR: u16 = 5;
+pub(super) const NFTA_BITWISE_OP: u16 = 6;
+pub(super) const NFT_BITWISE_MASK_XOR: u32 = 0;
+pub(super) const NFTA_IMMEDIATE_DREG: u16 = 1;

@@ -1,10 +1,12 @@
 //! Who else has tables here.
 
+mod conduct;
+
 use super::Netlink;
-use super::attribute::{attributes, be32, find, string};
+use super::attribute::{attributes, be32, find, put_str, string};
 use super::constants::*;
 use crate::apply::ApplyError;
-use crate::neighbour::{Act, BaseChain, Neighbour};
+use crate::neighbour::{BaseChain, Conduct, Neighbour, VerdictMaps};
 
 impl Netlink {
     /// All tables of this network namespace with their chains, our own included.
@@ -49,7 +51,8 @@ impl Netlink {
 
     /// The same with what the rules of the tables that `is_of_interest` may do.
     ///
-    /// It takes a request more, and as many bytes as there are rules.
+    /// It takes a request more, and one for each verdict map that such rules ask, and as many bytes
+    /// as there are rules, and elements of such maps.
     ///
     /// # Errors
     ///
@@ -59,6 +62,7 @@ impl Netlink {
         is_of_interest: impl Fn(&Neighbour) -> bool,
     ) -> Result<Vec<Neighbour>, ApplyError> {
         let mut neighbours = self.neighbours()?;
+        let mut maps: Vec<_> = neighbours.iter().map(|_| VerdictMaps::default()).collect();
         let mut last = 0;
         let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETRULE;
         self.connection
@@ -85,45 +89,48 @@ impl Netlink {
                     return;
                 };
                 let list = find(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
-                for (_, expression) in attributes(list) {
-                    let (act, leads_to) = conduct(expression);
-                    if act.is_some() || leads_to.is_some() {
-                        let conduct = owner.conduct.entry(chain.into()).or_default();
-                        conduct.acts.extend(act);
-                        conduct.leads_to.extend(leads_to.map(String::from));
-                    }
+                let (conduct, asked) = conduct::of_rule(family, list);
+                for map in asked {
+                    maps[last].ask(chain, map);
+                }
+                if conduct != Conduct::default() {
+                    owner.conduct.entry(chain.into()).or_default().add(&conduct);
                 }
             })?;
+        for (owner, maps) in neighbours.iter_mut().zip(&mut maps) {
+            self.read_maps(owner, maps);
+            maps.resolve(&mut owner.conduct);
+        }
         Ok(neighbours)
     }
-}
 
-/// What an expression may do to a packet, and where it leads.
-fn conduct(expression: &[u8]) -> (Option<Act>, Option<&str>) {
-    let name = find(expression, NFTA_EXPR_NAME).and_then(string);
-    let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
-    let number = |attribute| find(data, attribute).and_then(be32);
-    let act = match name.unwrap_or_default() {
-        "nat" if number(1) == Some(NFT_NAT_DNAT) => Some(Act::Dnat),
-        "nat" | "masq" => Some(Act::Snat),
-        "redir" | "tproxy" => Some(Act::Dnat),
-        // Extensions of iptables.
-        "target" => find(data, 1).and_then(string).and_then(Act::of),
-        // Without a register to load to, the data is a verdict.
-        "lookup" if number(3) == Some(0) => Some(Act::VerdictMap),
-        "immediate" => {
-            let verdict = find(data, 2).and_then(|data| find(data, NFTA_DATA_VERDICT));
-            let code = verdict
-                .and_then(|verdict| find(verdict, NFTA_VERDICT_CODE))
-                .and_then(be32);
-            let chain = verdict
-                .and_then(|verdict| find(verdict, NFTA_VERDICT_CHAIN))
-                .and_then(string);
-            return ((code == Some(NF_DROP as u32)).then_some(Act::Drop), chain);
+    /// Reads the elements of the verdict maps that a table's rules ask. One that cannot be read, as
+    /// somebody takes it away meanwhile, counts as one of which nothing is known.
+    fn read_maps(&mut self, owner: &Neighbour, maps: &mut VerdictMaps) {
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
+        for map in maps.asked() {
+            let name = |out: &mut Vec<u8>| {
+                put_str(out, NFTA_SET_ELEM_LIST_TABLE, &owner.table);
+                put_str(out, NFTA_SET_ELEM_LIST_SET, &map);
+            };
+            let take = |message: &[u8]| {
+                let list = find(message, NFTA_SET_ELEM_LIST_ELEMENTS).unwrap_or_default();
+                let verdicts = attributes(list).filter_map(|(_, element)| {
+                    find(find(element, NFTA_SET_ELEM_DATA)?, NFTA_DATA_VERDICT)
+                });
+                for verdict in verdicts {
+                    conduct::add_verdict(verdict, maps.element(&map));
+                }
+            };
+            let family = family_number(owner.family);
+            let done = self
+                .connection
+                .dump_of(family, message_type, &map, name, take);
+            if done.is_err() {
+                maps.forget(&map);
+            }
         }
-        name => Act::of(name),
-    };
-    (act, None)
+    }
 }
 
 fn base_chain(name: &str, chain: &[u8]) -> Option<BaseChain> {
@@ -137,15 +144,23 @@ fn base_chain(name: &str, chain: &[u8]) -> Option<BaseChain> {
     })
 }
 
+/// The families, by their `NFPROTO_…` and as nft(8) calls them.
+const FAMILIES: [(u8, &str); 6] = [
+    (1, "inet"),
+    (2, "ip"),
+    (3, "arp"),
+    (5, "netdev"),
+    (7, "bridge"),
+    (10, "ip6"),
+];
+
 /// What nft(8) calls an `NFPROTO_…`.
 fn family_name(family: u8) -> &'static str {
-    match family {
-        1 => "inet",
-        2 => "ip",
-        3 => "arp",
-        5 => "netdev",
-        7 => "bridge",
-        10 => "ip6",
-        _ => "of another family",
-    }
+    let known = FAMILIES.iter().find(|(number, _)| *number == family);
+    known.map_or("of another family", |(_, name)| name)
+}
+
+fn family_number(family: &str) -> u8 {
+    let known = FAMILIES.iter().find(|(_, name)| *name == family);
+    known.map_or(NFPROTO_UNSPEC, |(number, _)| *number)
 }

@@ -108,6 +108,29 @@ impl Connection {
         self.ask(of, message_type, NLM_F_DUMP, what, |_| {}, take)
     }
 
+    /// Asks for all objects of a kind in a family by its number (`NFPROTO_…`), and calls `take` with
+    /// the attributes of each.
+    pub(super) fn dump_of(
+        &mut self,
+        family: u8,
+        message_type: u16,
+        what: &str,
+        restrict: impl FnOnce(&mut Vec<u8>),
+        mut take: impl FnMut(&[u8]),
+    ) -> Result<(), ApplyError> {
+        let of = (IpFamily::V4, family);
+        self.ask(
+            of,
+            message_type,
+            NLM_F_DUMP,
+            what,
+            restrict,
+            |_, message| {
+                take(message);
+            },
+        )
+    }
+
     /// Asks for the objects that `name` writes, at most [`Connection::answers_at_once`], and calls
     /// `take` with the attributes of each.
     pub(super) fn get(
