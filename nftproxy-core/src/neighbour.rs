@@ -100,13 +100,13 @@ impl Act {
 /// families overlap, so that a family that may have either has two ranges that tell.
 pub(crate) fn has_addresses(family: &str, offset: u32, len: u32) -> bool {
     let ranges: &[_] = match family {
-        "ip" => &[12..20],
-        "ip6" => &[8..40],
-        _ => &[12..20, 24..40],
+        "ip" => &[(12, 20)],
+        "ip6" => &[(8, 40)],
+        _ => &[(12, 20), (24, 40)],
     };
     ranges
         .iter()
-        .any(|range| offset < range.end && range.start < offset.saturating_add(len))
+        .any(|(start, end)| offset < *end && *start < offset.saturating_add(len))
 }
 
 /// Whether a write to bytes of a transport header that start there changes a port.
