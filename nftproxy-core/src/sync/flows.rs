@@ -17,7 +17,7 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
     }
 
     /// The flows that the syncs since the last call left behind; see
-    /// [`Compilation::take_stale_flows`]. To be called after a sync that succeeded: before, new
+    /// [`take_stale_flows`](crate::compile::Compilation::take_stale_flows). To be called after a sync that succeeded: before, new
     /// packets of a flow would be led the old way again.
     /// Nothing after [`Syncer::ignore_flows`].
     pub fn take_leftovers(&mut self, node_port_ips: &[IpAddr]) -> Leftovers<F> {
