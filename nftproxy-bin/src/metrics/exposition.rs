@@ -2,17 +2,22 @@
 //!
 //! kube-proxy offers no OpenMetrics, and answers those who ask for it with text; so do we.
 
+use std::collections::BTreeMap;
+
 use prometheus::{Encoder, ProtobufEncoder, TextEncoder};
 
 use super::{Metrics, Register, process};
 
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PROTOBUF: &str = "application/vnd.google.protobuf; \
-     proto=io.prometheus.client.MetricFamily; encoding=delimited; escaping=underscores";
+     proto=io.prometheus.client.MetricFamily; encoding=delimited";
+/// How names that are not legal everywhere are to be written. All of ours are, so it is said and
+/// changes nothing.
+const ESCAPINGS: [&str; 4] = ["allow-utf-8", "underscores", "dots", "values"];
 
 /// Metrics in one of the formats.
 pub(crate) struct Exposition {
-    pub(crate) content_type: &'static str,
+    pub(crate) content_type: String,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -26,41 +31,66 @@ impl Metrics {
 fn expose(registry: &prometheus::Registry, accept: &str) -> Exposition {
     let families = registry.gather();
     let mut bytes = Vec::new();
-    if prefers_protobuf(accept) {
-        // Writing into memory cannot fail, and families without metrics are not gathered.
+    let Wish {
+        is_protobuf,
+        escaping,
+    } = Wish::of(accept);
+    // Writing into memory cannot fail, and families without metrics are not gathered.
+    let name = if is_protobuf {
         let _ = ProtobufEncoder::new().encode(&families, &mut bytes);
-        return Exposition {
-            content_type: PROTOBUF,
-            bytes,
-        };
-    }
-    let _ = TextEncoder::new().encode(&families, &mut bytes);
+        PROTOBUF
+    } else {
+        let _ = TextEncoder::new().encode(&families, &mut bytes);
+        TEXT
+    };
     Exposition {
-        content_type: TEXT,
+        content_type: format!("{name}; escaping={escaping}"),
         bytes,
     }
 }
 
-/// Whether protobuf comes before text for a client, by quality and then by order.
-fn prefers_protobuf(accept: &str) -> bool {
-    let mut best = (0.0, false);
-    for entry in accept.split(',') {
-        let mut parameters = entry.split(';').map(str::trim);
-        let name = parameters.next().unwrap_or_default();
-        let parameters: Vec<_> = parameters.collect();
-        let is_protobuf = name == "application/vnd.google.protobuf"
-            && parameters.contains(&"proto=io.prometheus.client.MetricFamily")
-            && parameters.contains(&"encoding=delimited");
-        if !is_protobuf && !matches!(name, "text/plain" | "text/*" | "*/*") {
-            continue;
+/// What a client wants.
+#[derive(Debug, PartialEq, Eq)]
+struct Wish {
+    is_protobuf: bool,
+    escaping: &'static str,
+}
+
+impl Wish {
+    /// The first that there is, by quality and then by order, as Prometheus' library has it: what
+    /// stands for anything counts for nothing there, and an escaping holds for what comes after it.
+    fn of(accept: &str) -> Self {
+        let mut wish = Self {
+            is_protobuf: false,
+            escaping: "underscores",
+        };
+        let entries = accept.split(',').map(|entry| {
+            let mut parts = entry.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            let parameters: BTreeMap<_, _> =
+                parts.filter_map(|part| part.split_once('=')).collect();
+            let quality = parameters.get("q").and_then(|q| q.parse::<f64>().ok());
+            (quality.unwrap_or(1.0), name, parameters)
+        });
+        let mut entries: Vec<_> = entries.collect();
+        entries.sort_by(|(a, ..), (b, ..)| b.total_cmp(a));
+        for (_, name, parameters) in entries {
+            let asked = parameters.get("escaping");
+            let known = ESCAPINGS.into_iter().find(|known| Some(known) == asked);
+            wish.escaping = known.unwrap_or(wish.escaping);
+            wish.is_protobuf = name == "application/vnd.google.protobuf"
+                && parameters.get("proto") == Some(&"io.prometheus.client.MetricFamily")
+                && parameters.get("encoding") == Some(&"delimited");
+            let is_text = name == "text/plain"
+                && parameters
+                    .get("version")
+                    .is_none_or(|version| *version == "0.0.4");
+            if wish.is_protobuf || is_text {
+                break;
+            }
         }
-        let quality = parameters.iter().find_map(|part| part.strip_prefix("q="));
-        let quality: f64 = quality.and_then(|q| q.parse().ok()).unwrap_or(1.0);
-        if quality > best.0 {
-            best = (quality, is_protobuf);
-        }
+        wish
     }
-    best.1
 }
 
 /// The page `/metrics/slis`: how often this process was asked whether it lives.
@@ -136,7 +166,28 @@ mod tests {
             (ASKED, true),
             (&ASKED.replace(';', "; "), true),
         ] {
-            assert_eq!(prefers_protobuf(accept), expected, "{accept}");
+            assert_eq!(Wish::of(accept).is_protobuf, expected, "{accept}");
         }
+    }
+
+    /// O-109: as Prometheus asks from version 3 on.
+    #[test]
+    fn the_escaping_that_is_asked_for_is_said() {
+        for (accept, expected) in [
+            ("", "underscores"),
+            ("text/plain;escaping=allow-utf-8", "allow-utf-8"),
+            ("text/plain;escaping=nonsense", "underscores"),
+            (
+                "application/openmetrics-text;version=1.0.0;escaping=dots;q=0.6,*/*;q=0.5",
+                "dots",
+            ),
+            ("text/plain,application/json;escaping=dots", "underscores"),
+        ] {
+            assert_eq!(Wish::of(accept).escaping, expected, "{accept}");
+        }
+        let registry = prometheus::Registry::new();
+        let exposition = expose(&registry, "text/plain;version=0.0.4;escaping=allow-utf-8");
+        let text = "text/plain; version=0.0.4; charset=utf-8; escaping=allow-utf-8";
+        assert_eq!(exposition.content_type, text);
     }
 }

@@ -97,7 +97,7 @@ fn exposed(parts: &http::request::Parts, exposition: Exposition) -> Response {
             && !parameters.any(|part| matches!(part, "q=0" | "q=0.0" | "q=0.00" | "q=0.000"))
     });
     let body = if wants_gzip { gzip(&bytes) } else { bytes };
-    let mut response = bare(StatusCode::OK, content_type, chunked(Bytes::from(body)));
+    let mut response = bare(StatusCode::OK, &content_type, chunked(Bytes::from(body)));
     let headers = response.headers_mut();
     headers.insert(PROCESS_START, start_time().into());
     if wants_gzip {
@@ -398,7 +398,7 @@ mod tests {
         assert!(!text.contains(total), "{text}");
     }
 
-    /// O-113: text to whoever takes it, JSON only to those who name the version.
+    /// O-113: text to whoever takes it, JSON and YAML only to those who name the version.
     #[tokio::test]
     async fn flagz_and_statusz_are_text_or_named_json() {
         let address = serve(pages(false)).await;
@@ -415,14 +415,31 @@ mod tests {
                     |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
                 assert_eq!(intro(&body), intro(&recorded_body));
             }
-            let accept = format!("Accept: application/json;v=v1beta1;g=config.k8s.io;as={kind}");
-            let (head, body) = ask(address, &line, &[&accept]).await;
-            assert_eq!(head.headers["Content-Type"], "application/json");
-            let body: serde_json::Value = serde_json::from_str(&body).unwrap();
-            assert_eq!(body["kind"], kind);
-            assert_eq!(body["apiVersion"], "config.k8s.io/v1beta1");
-            assert_eq!(body["metadata"]["name"], "kube-proxy");
-            for refused in ["application/json", "application/cbor", "text/html"] {
+            for media_type in ["application/json", "application/yaml"] {
+                let accept = format!("Accept: {media_type};v=v1beta1;g=config.k8s.io;as={kind}");
+                let (head, body) = ask(address, &line, &[&accept]).await;
+                // kube-proxy puts them in this order.
+                let content_type = format!("{media_type};g=config.k8s.io;v=v1beta1;as={kind}");
+                assert_eq!(head.headers["Content-Type"], content_type);
+                let body: serde_json::Value = if media_type == "application/json" {
+                    serde_json::from_str(&body).unwrap()
+                } else {
+                    assert!(
+                        body.starts_with("apiVersion: config.k8s.io/v1beta1\n"),
+                        "{body}"
+                    );
+                    serde_norway::from_str(&body).unwrap()
+                };
+                assert_eq!(body["kind"], kind);
+                assert_eq!(body["apiVersion"], "config.k8s.io/v1beta1");
+                assert_eq!(body["metadata"]["name"], "kube-proxy");
+            }
+            for refused in [
+                "application/json",
+                "application/yaml",
+                "application/cbor",
+                "text/html",
+            ] {
                 let accept = format!("Accept: {refused}");
                 let (head, _) = ask(address, &line, &[&accept]).await;
                 assert_eq!(head.status, "HTTP/1.1 406 Not Acceptable", "{refused}");

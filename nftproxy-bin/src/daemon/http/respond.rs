@@ -44,10 +44,10 @@ pub(super) fn typed(
 }
 
 /// The same without that.
-pub(super) fn bare(status: StatusCode, content_type: &'static str, body: Body) -> Response {
+pub(super) fn bare(status: StatusCode, content_type: &str, body: Body) -> Response {
     let mut response = http::Response::new(body);
     *response.status_mut() = status;
-    let content_type = HeaderValue::from_static(content_type);
+    let content_type = HeaderValue::from_str(content_type).expect("media types are ASCII");
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

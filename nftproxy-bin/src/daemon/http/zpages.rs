@@ -1,4 +1,4 @@
-//! `/flagz` and `/statusz`: text for people, and JSON for those who name its version.
+//! `/flagz` and `/statusz`: text for people, and JSON or YAML for those who name its version.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Response;
-use super::respond::{JSON, PLAIN_TEXT, bare, error, full};
+use super::respond::{PLAIN_TEXT, bare, error, full};
 use crate::metrics::exposition::start_time;
 use crate::version;
 use crate::wall_clock;
@@ -22,7 +22,30 @@ const COMPONENT: &str = "kube-proxy";
 #[derive(Debug, PartialEq, Eq)]
 enum Form {
     Text,
-    Json(&'static str),
+    /// In this version.
+    Document(Syntax, &'static str),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Syntax {
+    Json,
+    Yaml,
+}
+
+impl Syntax {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Yaml => "application/yaml",
+        }
+    }
+
+    fn write(self, document: &Value) -> String {
+        match self {
+            Self::Json => document.to_string(),
+            Self::Yaml => serde_norway::to_string(document).expect("what is JSON is YAML"),
+        }
+    }
 }
 
 /// The first form of a header `Accept` that there is of this kind.
@@ -34,7 +57,10 @@ fn form(accept: &str, kind: &str) -> Option<Form> {
         let mut parameters = entry.split(';').map(str::trim);
         match parameters.next()? {
             "*/*" | "text/plain" | "text/*" => Some(Form::Text),
-            "application/json" => {
+            name @ ("application/json" | "application/yaml") => {
+                let syntax = [Syntax::Json, Syntax::Yaml]
+                    .into_iter()
+                    .find(|syntax| syntax.media_type() == name)?;
                 let parameters: BTreeMap<_, _> =
                     parameters.filter_map(|part| part.split_once('=')).collect();
                 let is_asked = parameters.get("g") == Some(&"config.k8s.io")
@@ -44,7 +70,7 @@ fn form(accept: &str, kind: &str) -> Option<Form> {
                 known
                     .into_iter()
                     .find(|known| known == version)
-                    .map(Form::Json)
+                    .map(|version| Form::Document(syntax, version))
             }
             _ => None,
         }
@@ -60,15 +86,15 @@ fn respond(
     match form(accept, kind) {
         None => error(
             StatusCode::NOT_ACCEPTABLE,
-            "only the following media types are accepted: text/plain, and application/json with \
-             v=v1beta1;g=config.k8s.io",
+            "only the following media types are accepted: text/plain, and application/json or \
+             application/yaml with v=v1beta1;g=config.k8s.io",
         ),
         Some(Form::Text) => {
             let page = kind.to_lowercase();
             let text = format!("\n{COMPONENT} {page}\n{DISCLAIMER}\n{}", text());
             bare(StatusCode::OK, PLAIN_TEXT, full(text))
         }
-        Some(Form::Json(version)) => {
+        Some(Form::Document(syntax, version)) => {
             let mut object = json!({
                 "kind": kind,
                 "apiVersion": format!("config.k8s.io/{version}"),
@@ -77,7 +103,10 @@ fn respond(
             if let (Value::Object(object), Value::Object(fields)) = (&mut object, fields()) {
                 object.extend(fields);
             }
-            let mut response = bare(StatusCode::OK, JSON, full(object.to_string()));
+            let media_type = syntax.media_type();
+            let content_type = format!("{media_type};g=config.k8s.io;v={version};as={kind}");
+            let body = full(syntax.write(&object));
+            let mut response = bare(StatusCode::OK, &content_type, body);
             if version == "v1alpha1" {
                 let warning = format!(
                     "299 - \"config.k8s.io/v1alpha1 {kind} is deprecated, use config.k8s.io/v1beta1 {kind}\""
