@@ -174,6 +174,8 @@ fn all_kinds_of_damage_are_mended() {
             "add element ip nftproxy cluster-ips { 192.0.2.99 }".to_owned(),
             "add element ip nftproxy services { 192.0.2.99 . tcp . 80 : drop }".to_owned(),
             "add table ip nftproxy { flags dormant; }".to_owned(),
+            // One of a name that we could give.
+            "add chain ip nftproxy remember-77".to_owned(),
             // Where no packet should come.
             "add chain ip nftproxy about; flush chain ip nftproxy about; \
              delete chain ip nftproxy about; \
@@ -200,6 +202,7 @@ fn all_kinds_of_damage_are_mended() {
                 "counter",
                 "dormant",
                 "policy drop",
+                "remember-77",
                 "limit",
                 "size 2\n",
             ]

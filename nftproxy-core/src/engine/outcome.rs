@@ -81,8 +81,8 @@ pub enum Outcome {
         counts: Counts,
         /// How long it took, to look and to mend.
         took: Duration,
-        /// The how manieth time it is, within a minute from the first, that the same programs touched
-        /// this family's table. Many are a fight.
+        /// How often the same programs have touched this family's table, this time included, within a
+        /// minute from the first. Many are a fight.
         streak: usize,
     },
     /// Others touched the table, and it is as it should be, but for what session affinity remembered:

@@ -81,6 +81,13 @@ impl Skeleton {
             })
             .collect()
     }
+
+    /// The same when they have been mended, and are among the others.
+    pub(crate) fn without_picks(mut self) -> Self {
+        self.chains
+            .retain(|chain, _| !matches!(chain, ChainName::Pick(_)));
+        self
+    }
 }
 
 /// A rule.

@@ -12,7 +12,7 @@ use crate::diff::{Delta, Observed, TableChange, anew, changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::Skeleton;
 use crate::ruleset::element::{Element, Key};
-use crate::ruleset::name::{ChainName, SetName};
+use crate::ruleset::name::SetName;
 
 /// So many elements the kernel may refuse before a full sync gives up.
 const REFUSED_MAX: usize = 16;
@@ -114,15 +114,11 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
                 sizes.entry(set).or_insert(size);
             }
         }
-        // Pick chains whose rules were others' are mended, and among the others.
-        skeleton
-            .chains
-            .retain(|chain, _| !matches!(chain, ChainName::Pick(_)));
         self.installed = Some(Installed {
             node: node.clone(),
             service_cidrs,
             features,
-            skeleton,
+            skeleton: skeleton.without_picks(),
             picks,
             occupancy: Occupancy::new(sizes, counts),
         });

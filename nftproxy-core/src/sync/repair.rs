@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::flows::has_misled_all;
 use super::{Report, Syncer, Timings};
 use crate::apply::{ApplyError, Kernel, Scope};
-use crate::diff::diff;
+use crate::diff::{changed_skeleton, diff};
 use crate::model::{Family, Node, ServiceName, State};
 use crate::ruleset::FamilyRuleset;
 use crate::ruleset::element::Element;
@@ -79,6 +79,9 @@ impl<F: Family, K: Kernel<F>> Syncer<F, K> {
         timings.compile += start.elapsed();
         let start = Instant::now();
         let mut delta = diff(Some(&observed), &desired);
+        // So are chains whose names are ours.
+        let skeleton = std::mem::take(&mut installed.skeleton);
+        installed.skeleton = changed_skeleton(&observed.ruleset.skeleton, skeleton).without_picks();
         timings.diff += start.elapsed();
         let node = installed.node.clone();
         if scope.has_set(SetName::Affinity) {
