@@ -493,12 +493,14 @@ impl<K: Object, C: Convert<K>> Reflector<K, C> {
         query.add("resourceVersion", version);
         query.add("resourceVersionMatch", "NotOlderThan");
         match self.get(&query).await {
-            Err(Stop::Failed(Failure::Answer { code: 400, .. })) | Ok(_) => {
-                self.is_version_doubtful = false;
-                Ok(())
-            }
-            Err(stop) => Err(stop),
+            // The connection can be used again once all of the answer has been read.
+            Ok((mut response, _)) => while chunk(&mut response, LIST_SILENCE).await?.is_some() {},
+            // It does not know how to answer that.
+            Err(Stop::Failed(Failure::Answer { code: 400, .. })) => {}
+            Err(stop) => return Err(stop),
         }
+        self.is_version_doubtful = false;
+        Ok(())
     }
 
     /// Watches from a version on, or, without one, from a list that comes first.
