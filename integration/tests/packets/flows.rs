@@ -67,6 +67,13 @@ impl Bed {
 
     /// The entries of the node that hold this text.
     pub(crate) fn entries(&self, family: &str, text: &str) -> Vec<String> {
+        let all = self.entries_of_all(family, text);
+        let is_udp = |entry: &String| entry.trim_start().starts_with("udp ");
+        all.into_iter().filter(is_udp).collect()
+    }
+
+    /// The same of all protocols.
+    fn entries_of_all(&self, family: &str, text: &str) -> Vec<String> {
         let listing = self
             .lab
             .node
@@ -307,8 +314,8 @@ fn one_way_flows_into_a_service_cidr_are_forgotten_at_start() {
         let n_entries = |to: Dual| {
             let [v4, v6] = to.both().map(|ip| format!("dst={ip}"));
             (
-                bed.entries("ipv4", &v4).len(),
-                bed.entries("ipv6", &v6).len(),
+                bed.entries_of_all("ipv4", &v4).len(),
+                bed.entries_of_all("ipv6", &v6).len(),
             )
         };
         for ip in [unallocated.both(), elsewhere.both()].concat() {
