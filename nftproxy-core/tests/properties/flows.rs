@@ -66,16 +66,17 @@ impl<F: Twin> World<F> {
         let result = self.syncer.sync(&self.state, &self.node, &dirty);
         self.syncer.kernel_mut().fail_commits = 0;
         self.is_in_step = result.is_ok();
-        if self.is_in_step {
-            self.check_flows();
+        if let Ok(report) = result {
+            self.check_flows(report.full);
         }
         for (packet, draw, is_answered) in datagrams {
             self.send(packet.packet(), draw, *is_answered);
         }
     }
 
-    /// S-119 to S-124: what leads astray is forgotten, and nothing else.
-    fn check_flows(&mut self) {
+    /// S-119 to S-124: what leads astray is forgotten, and nothing else. Where the whole table was
+    /// looked at, what was missing in it may have misled whatever nobody has answered.
+    fn check_flows(&mut self, is_full: bool) {
         let stale = self
             .syncer
             .take_leftovers(&node_port_ips::<F>(&self.node))
@@ -95,7 +96,10 @@ impl<F: Twin> World<F> {
                 .get(&(packet.destination, packet.destination_port))
                 .is_some_and(|flows| flows.condemn(packet.source, *is_answered, *reply_source));
             let fate = oracle::flow(state, node, packet, *is_answered, *reply_source);
-            assert_eq!(is_forgotten, fate == Fate::Forgotten, "{flow:?}");
+            let is_doubtful = is_full && !is_answered;
+            if fate == Fate::Forgotten || !is_doubtful {
+                assert_eq!(is_forgotten, fate == Fate::Forgotten, "{flow:?}");
+            }
             !is_forgotten
         });
     }
