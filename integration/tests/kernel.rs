@@ -311,7 +311,7 @@ fn an_engine_works_in_another_namespace() {
                 .flat_map(|service| state.slices(&service.name));
             let everything = Event::Replaced {
                 services: state.services().cloned().collect(),
-                slices: slices.cloned().collect(),
+                slices: slices.map(|slice| slice.as_ref().clone()).collect(),
             };
             engine.apply(everything, Instant::now());
             while let Some(due) = engine.next(Instant::now()) {
@@ -476,8 +476,8 @@ fn a_full_map_is_made_anew() {
                 state.apply_service(service);
             });
             for service in larger.services() {
-                let slices = larger.slices(&service.name).iter().cloned();
-                slices.for_each(|slice| state.apply_slice(slice));
+                let slices = larger.slices(&service.name).iter();
+                slices.for_each(|slice| state.apply_slice(slice.as_ref().clone()));
             }
             let dirty = state.take_dirty();
             let report = syncer.sync(&state, &node, &dirty).unwrap();
@@ -691,13 +691,9 @@ fn unused_picks_are_deleted_later() {
         let mut state = large(1, 7);
         let dirty = state.take_dirty();
         syncer.sync(&state, &node, &dirty).unwrap();
-        state.apply_slice(
-            large(1, 3)
-                .slices(&ServiceName::new("load", "service-0").unwrap())
-                .first()
-                .unwrap()
-                .clone(),
-        );
+        let smaller = large(1, 3);
+        let slices = smaller.slices(&ServiceName::new("load", "service-0").unwrap());
+        state.apply_slice(slices[0].as_ref().clone());
         let dirty = state.take_dirty();
         syncer.sync(&state, &node, &dirty).unwrap();
         let chains = || namespace.exec(&["nft", "list", "chains", "ip"]).unwrap();

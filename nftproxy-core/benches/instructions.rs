@@ -32,9 +32,10 @@ const MARGIN_PERCENT: u64 = 15;
 type Loop = (&'static str, fn());
 
 /// What is counted, by the name it has in `instructions.txt`.
-const LOOPS: [Loop; 5] = [
+const LOOPS: [Loop; 6] = [
     ("compile-1000x5", compile_all),
     ("replace-one-endpoint", replace_one_endpoint),
+    ("compile-one-of-1000", compile_one_of_1000),
     ("diff-equal-1000x5", diff_equal),
     ("encode-5000-elements", encode),
     ("slice-from-json", slice_from_json),
@@ -151,6 +152,16 @@ fn replace_one_endpoint() {
         cluster.replace_endpoint(500, true);
         cluster.update(&mut compilation)
     });
+}
+
+/// Without storing the slice, as it comes whole.
+fn compile_one_of_1000() {
+    let mut cluster = Cluster::new(1, 1_000);
+    let mut compilation = Compilation::default();
+    cluster.update(&mut compilation);
+    cluster.replace_endpoint(0, true);
+    let changes = measured(|| cluster.update(&mut compilation));
+    assert_eq!((changes.delete.len(), changes.add.len()), (1, 1));
 }
 
 fn diff_equal() {

@@ -81,7 +81,9 @@ pub(super) fn forgets<F: Family>(old: Option<&PortRules<F>>, new: Option<&PortRu
         return true;
     };
     let is_lost = |old: &[EndpointAddress<F>], new: &[EndpointAddress<F>]| {
-        old.iter().any(|endpoint| !new.contains(endpoint))
+        // Most are where they were.
+        let mut slots = old.iter().enumerate();
+        slots.any(|(slot, endpoint)| new.get(slot) != Some(endpoint) && !new.contains(endpoint))
     };
     old.routes.iter().any(|route| !new.routes.contains(route))
         || is_lost(&old.cluster, &new.cluster)

@@ -12,6 +12,7 @@ mod inherit;
 mod maglev;
 mod no_local;
 mod note;
+mod origin;
 mod port;
 mod query;
 mod skeleton;
@@ -21,6 +22,7 @@ mod usable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 
@@ -33,6 +35,7 @@ use crate::ruleset::element::{Data, Destination, Element, Key};
 use crate::ruleset::name::{Pick, SlotMap};
 use crate::ruleset::{Comment, FamilyRuleset, Skeleton};
 use affinity::forgets;
+use origin::{Origin, Touched};
 use port::PortRules;
 
 pub(crate) use balance::weighted;
@@ -141,11 +144,13 @@ impl<F: Family> Seeds<F> {
 
 /// What a Service port is compiled from.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct Source<'a, F: Family> {
     node: &'a Node,
     service: &'a Service,
-    slices: &'a [EndpointSlice],
+    slices: &'a [Arc<EndpointSlice>],
     filter: Option<&'a dyn Filter>,
+    /// In what it differs from what the rules that it has were compiled from, if that is known.
+    touched: Option<&'a Touched<'a, F>>,
 }
 
 /// What is compiled of a Service.
@@ -156,6 +161,8 @@ struct CompiledService<F: Family> {
     /// Its claims, whether they won or not, in order.
     claims: Vec<(Destination<F>, Claim)>,
     ports: Vec<PortRules<F>>,
+    /// What the ports were compiled from, if that helps.
+    origin: Option<Box<Origin>>,
 }
 
 impl<F: Family> Default for CompiledService<F> {
@@ -164,6 +171,7 @@ impl<F: Family> Default for CompiledService<F> {
             cluster_ip: None,
             claims: Vec::new(),
             ports: Vec::new(),
+            origin: None,
         }
     }
 }
@@ -259,7 +267,7 @@ impl<F: Family> Compilation<F> {
         let mut affected = BTreeSet::new();
         let mut node_ports = BTreeSet::new();
         for known in &dirty {
-            self.update_claims(known.name, known.service, &mut affected, &mut node_ports);
+            self.update_claims(known, &mut affected, &mut node_ports);
         }
         self.update_sticky_node_ports(state, &node_ports, &mut affected);
         affected.retain(|name| {
@@ -366,13 +374,14 @@ impl<F: Family> Compilation<F> {
     /// and after to `node_ports`.
     fn update_claims(
         &mut self,
-        name: &ServiceName,
-        service: Option<&Service>,
+        known: &Known<'_>,
         affected: &mut BTreeSet<ServiceName>,
         node_ports: &mut BTreeSet<Destination<F>>,
     ) {
-        let claims = service.map(claims_of::<F>).unwrap_or_default();
-        let compiled = self.services.entry(name.clone()).or_default();
+        let service = known.service;
+        let claims = service.map(|service| claims_of::<F>(service));
+        let claims = claims.unwrap_or_default();
+        let compiled = self.services.entry(known.name.clone()).or_default();
         let old = std::mem::replace(&mut compiled.claims, claims);
         let claims = &compiled.claims;
         let both = old.iter().chain(claims).map(|(destination, _)| destination);
@@ -443,14 +452,17 @@ impl<F: Family> Compilation<F> {
             service,
             slices,
         } = *known;
+        let service = service.map(Arc::as_ref);
         let mut notes = BTreeSet::new();
-        let (mut old_ports, old_cluster_ip) = match self.services.get_mut(name) {
+        let (mut old_ports, old_cluster_ip, origin) = match self.services.get_mut(name) {
             Some(compiled) => (
                 std::mem::take(&mut compiled.ports),
                 compiled.cluster_ip.take(),
+                compiled.origin.take(),
             ),
-            None => (Vec::new(), None),
+            None => (Vec::new(), None, None),
         };
+        let touched = origin.as_ref().and_then(|origin| origin.touched(known));
 
         let service_ports = service.map(|service| &*service.ports).unwrap_or_default();
         let mut ports = Vec::with_capacity(service_ports.len());
@@ -462,6 +474,7 @@ impl<F: Family> Compilation<F> {
                 service,
                 slices,
                 filter: state.filter(),
+                touched: touched.as_ref(),
             };
             let mut routes = port::routes::<F>(service, port);
             let Some(first) = routes.first() else {
@@ -537,6 +550,7 @@ impl<F: Family> Compilation<F> {
         } else if let Some(compiled) = self.services.get_mut(name) {
             compiled.ports = ports;
             compiled.cluster_ip = cluster_ip;
+            compiled.origin = Origin::of::<F>(known);
         }
     }
 
@@ -568,7 +582,7 @@ impl<F: Family> Compilation<F> {
     /// A port's rules, and all endpoints that serve.
     fn port_rules(
         &self,
-        source: &Source<'_>,
+        source: &Source<'_, F>,
         port: &ServicePort,
         comment: Comment,
         mut routes: Vec<port::Route<F>>,
@@ -580,15 +594,8 @@ impl<F: Family> Compilation<F> {
             service,
             slices,
             filter,
+            touched,
         } = *source;
-        let usable = usable::<F>(service, port, slices, node.zone.as_deref(), filter);
-        let has_local = routes
-            .iter()
-            .any(|route| route.policy == TrafficPolicy::Local);
-        let (cluster, local) = match old {
-            Some(old) => (&*old.cluster, &*old.local),
-            None => seeds.of_routes(&routes),
-        };
         let sources = port::sources::<F>(service, node);
         // The range of everything, given or put together, is no restriction.
         if sources.iter().any(|(_, len)| *len == 0) {
@@ -600,22 +607,43 @@ impl<F: Family> Compilation<F> {
                 && self.sticky_node_ports.contains(&(protocol, port));
         }
         let balancing = service.balancing.as_deref();
+        let replaced = touched.zip(old).and_then(|(touched, old)| {
+            let cluster = touched.slots(service, port, filter, old)?;
+            Some((cluster, old.local.clone(), old.hairpin.clone()))
+        });
+        let mut serving = Vec::new();
+        let mut is_plain = true;
+        let (cluster, local, hairpin) = replaced.unwrap_or_else(|| {
+            let usable = usable::<F>(service, port, slices, node.zone.as_deref(), filter);
+            (serving, is_plain) = (usable.serving, usable.is_plain);
+            let (cluster, local) = match old {
+                Some(old) => (&*old.cluster, &*old.local),
+                None => seeds.of_routes(&routes),
+            };
+            let has_local = routes
+                .iter()
+                .any(|route| route.policy == TrafficPolicy::Local);
+            let local = if has_local {
+                balance::slots(balancing, local, &usable.local)
+            } else {
+                Box::default()
+            };
+            let cluster = balance::slots(balancing, cluster, &usable.cluster);
+            (cluster, local, usable.hairpin.into())
+        });
         let rules = PortRules {
             affinity: service.session_affinity,
             draw: balance::draw(balancing, node),
             is_unmarked: node.masquerade_mark.is_none(),
             sources: sources.into(),
             comment,
-            cluster: balance::slots(balancing, cluster, &usable.cluster),
-            local: if has_local {
-                balance::slots(balancing, local, &usable.local)
-            } else {
-                Box::default()
-            },
-            hairpin: usable.hairpin.into(),
+            cluster,
+            local,
+            is_plain,
+            hairpin,
             routes: routes.into(),
         };
-        (rules, usable.serving)
+        (rules, serving)
     }
 
     /// Brings up to date what is counted over all ports.

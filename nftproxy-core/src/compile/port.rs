@@ -38,6 +38,8 @@ pub(super) struct PortRules<F: Family> {
     pub(super) cluster: Box<[EndpointAddress<F>]>,
     /// Slots for policy `Local`; none if no route has it.
     pub(super) local: Box<[EndpointAddress<F>]>,
+    /// As in [`super::Usable::is_plain`].
+    pub(super) is_plain: bool,
     /// How one of the slots is chosen.
     pub(super) draw: Draw,
     /// For how long a client keeps its endpoint, seconds.

@@ -21,41 +21,57 @@ pub(super) fn assign<F: Family>(
     // Slots are in order but for what changed since they were first assigned, so most of the time
     // the next one is right there.
     let mut next = 0;
-    let mut slots: Vec<Option<EndpointAddress<F>>> = current
-        .iter()
-        .map(|endpoint| {
-            let index = if wanted.get(next) == Some(endpoint) {
-                next
-            } else {
-                wanted.binary_search(endpoint).ok()?
+    let mut stays = |endpoint: &EndpointAddress<F>| {
+        let index = if wanted.get(next) == Some(endpoint) {
+            next
+        } else {
+            let Ok(index) = wanted.binary_search(endpoint) else {
+                return false;
             };
-            next = index + 1;
-            (!std::mem::replace(&mut placed[index], true)).then_some(*endpoint)
-        })
-        .collect();
-
-    let mut new = wanted
-        .iter()
-        .zip(&placed)
-        .filter(|(_, placed)| !**placed)
-        .map(|(new, _)| *new);
-    for slot in slots.iter_mut().filter(|slot| slot.is_none()) {
-        *slot = new.next();
-    }
-    slots.extend(new.map(Some));
-
-    // More holes than new endpoints: fill each from the end.
-    let mut hole = 0;
-    while slots.len() > wanted.len() {
-        let Some(last) = slots.pop().flatten() else {
-            continue;
+            index
         };
-        while slots[hole].is_some() {
-            hole += 1;
+        next = index + 1;
+        !std::mem::replace(&mut placed[index], true)
+    };
+    let slots = current.iter().enumerate();
+    let holes: Vec<_> = slots
+        .filter(|(_, endpoint)| !stays(endpoint))
+        .map(|(slot, _)| slot)
+        .collect();
+    let new = wanted.iter().zip(&placed);
+    let new = new.filter(|(_, placed)| !**placed).map(|(new, _)| *new);
+    refill(current, &holes, new)
+}
+
+/// Takes endpoints out of the slots that `holes` names, in order, and gives new ones a slot each.
+pub(super) fn refill<F: Family>(
+    current: &[EndpointAddress<F>],
+    mut holes: &[usize],
+    new: impl IntoIterator<Item = EndpointAddress<F>>,
+) -> Box<[EndpointAddress<F>]> {
+    let mut slots = current.to_vec();
+    for endpoint in new {
+        match holes.split_first() {
+            Some((hole, others)) => {
+                slots[*hole] = endpoint;
+                holes = others;
+            }
+            None => slots.push(endpoint),
         }
-        slots[hole] = Some(last);
     }
-    slots.into_iter().flatten().collect()
+    // More holes than new endpoints: each is filled from the end.
+    while let (Some((first, but_first)), Some((last, but_last))) =
+        (holes.split_first(), holes.split_last())
+    {
+        if last + 1 == slots.len() {
+            slots.pop();
+            holes = but_last;
+        } else {
+            slots.swap_remove(*first);
+            holes = but_first;
+        }
+    }
+    slots.into()
 }
 
 /// The same for endpoints that each want several slots: `wanted` is sorted, and has each as often as

@@ -3,6 +3,7 @@
 //! The rules are those of kube-proxy's `CategorizeEndpoints`: ready endpoints, else those that
 //! still serve while they terminate; topology hints as long as every ready endpoint has them.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 
 use crate::model::{
@@ -21,6 +22,9 @@ pub struct Usable<F: Family> {
     pub serving: Vec<EndpointAddress<F>>,
     /// Addresses in either list that may be on this node, so that they may reach themselves.
     pub hairpin: Vec<F::Address>,
+    /// The first list is that of all endpoints that are ready, and none of them has hints: whether
+    /// one is in it has nothing to do with the others.
+    pub(crate) is_plain: bool,
 }
 
 /// One copy of an endpoint.
@@ -82,14 +86,16 @@ impl<F: Family> Candidate<'_, F> {
 /// #     port: 80.try_into()?,
 /// #     node_port: None,
 /// # };
-/// let usable = usable::<V4>(&service, &port, &[], Some("zone-a"), None);
+/// # use nftproxy_core::model::EndpointSlice;
+/// let slices: [EndpointSlice; 0] = [];
+/// let usable = usable::<V4>(&service, &port, &slices, Some("zone-a"), None);
 /// assert!(usable.cluster.is_empty());
 /// # Ok::<(), std::num::TryFromIntError>(())
 /// ```
 pub fn usable<F: Family>(
     service: &Service,
     port: &ServicePort,
-    slices: &[EndpointSlice],
+    slices: &[impl Borrow<EndpointSlice>],
     zone: Option<&str>,
     filter: Option<&dyn Filter>,
 ) -> Usable<F> {
@@ -138,6 +144,10 @@ pub fn usable<F: Family>(
         .iter()
         .filter(|candidate| port.protocol == Protocol::Udp && candidate.endpoint.serving);
     Usable {
+        is_plain: !ready.is_empty()
+            && ready
+                .iter()
+                .all(|candidate| candidate.endpoint.hints.is_none()),
         serving: serving.map(|candidate| candidate.at).collect(),
         cluster,
         local,
@@ -149,11 +159,42 @@ pub fn usable<F: Family>(
 pub(crate) fn candidates<'a, F: Family>(
     service: &Service,
     port: &ServicePort,
-    slices: &'a [EndpointSlice],
+    slices: &'a [impl Borrow<EndpointSlice>],
     filter: Option<&dyn Filter>,
 ) -> Vec<Candidate<'a, F>> {
+    candidates_among(service, port, slices, filter, |endpoints| [endpoints])
+}
+
+/// The same of those at these addresses, which come in order.
+pub(super) fn candidates_at<'a, F: Family>(
+    service: &Service,
+    port: &ServicePort,
+    slices: &'a [impl Borrow<EndpointSlice>],
+    filter: Option<&dyn Filter>,
+    addresses: &[F::Address],
+) -> Vec<Candidate<'a, F>> {
+    candidates_among(service, port, slices, filter, |endpoints| {
+        addresses.iter().map(|address| {
+            let first = endpoints.partition_point(|endpoint| endpoint.address < *address);
+            let at = endpoints[first..].iter();
+            let n = at
+                .take_while(|endpoint| endpoint.address == *address)
+                .count();
+            &endpoints[first..first + n]
+        })
+    })
+}
+
+/// The same of those that `choose` chooses among a slice's.
+fn candidates_among<'a, F: Family, I: IntoIterator<Item = &'a [Endpoint<F>]>>(
+    service: &Service,
+    port: &ServicePort,
+    slices: &'a [impl Borrow<EndpointSlice>],
+    filter: Option<&dyn Filter>,
+    choose: impl Fn(&'a [Endpoint<F>]) -> I,
+) -> Vec<Candidate<'a, F>> {
     let mut candidates = Vec::new();
-    for slice in slices {
+    for slice in slices.iter().map(Borrow::borrow) {
         let Some(endpoints) = F::endpoints(&slice.endpoints) else {
             continue;
         };
@@ -161,13 +202,15 @@ pub(crate) fn candidates<'a, F: Family>(
             slice_port.name == port.name && slice_port.protocol == port.protocol
         };
         for slice_port in slice.ports.iter().filter(served) {
-            candidates.extend(endpoints.iter().map(|endpoint| Candidate {
-                at: EndpointAddress {
-                    address: endpoint.address,
-                    port: slice_port.port,
-                },
-                endpoint,
-            }));
+            for chosen in choose(endpoints) {
+                candidates.extend(chosen.iter().map(|endpoint| Candidate {
+                    at: EndpointAddress {
+                        address: endpoint.address,
+                        port: slice_port.port,
+                    },
+                    endpoint,
+                }));
+            }
         }
     }
     if let Some(filter) = filter {

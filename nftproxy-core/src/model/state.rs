@@ -33,18 +33,19 @@ pub struct State {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
     pub(crate) name: &'a ServiceName,
-    pub(crate) service: Option<&'a Service>,
+    /// Another one whenever something of it changed, or the filter is asked anew; so are slices.
+    pub(crate) service: Option<&'a Arc<Service>>,
     /// In order of name.
-    pub(crate) slices: &'a [EndpointSlice],
+    pub(crate) slices: &'a [Arc<EndpointSlice>],
 }
 
 /// What is known under a Service's name; never nothing.
 #[derive(Debug, Default)]
 struct Entry {
-    /// Boxed, as a map keeps room for more entries than it has.
-    service: Option<Box<Service>>,
+    /// Shared, as are slices, with those who remember what they have seen.
+    service: Option<Arc<Service>>,
     /// In order of name.
-    slices: Vec<EndpointSlice>,
+    slices: Vec<Arc<EndpointSlice>>,
 }
 
 impl Entry {
@@ -102,7 +103,7 @@ impl State {
             .get_mut(name)
             .and_then(|entry| entry.service.take());
         let Some(service) = owned
-            .map(|service| *service)
+            .map(Arc::unwrap_or_clone)
             .or_else(|| self.disowned.remove(name))
         else {
             return;
@@ -122,7 +123,7 @@ impl State {
         let name = service.name.clone();
         let entry = self.by_name.entry(name.clone()).or_default();
         if entry.service.as_deref() != Some(&service) {
-            entry.service = Some(Box::new(service));
+            entry.service = Some(Arc::new(service));
             self.dirty.insert(name);
         }
     }
@@ -165,13 +166,13 @@ impl State {
         let (name, service) = (slice.name.clone(), slice.service.clone());
         let entry = entry.or_default();
         match entry.slice(&name) {
-            Ok(index) if entry.slices[index] == slice => return,
+            Ok(index) if *entry.slices[index] == slice => return,
             Ok(index) => {
                 if let Some(presence) = &mut self.presence {
                     presence.add(&slice);
                     presence.remove(&entry.slices[index]);
                 }
-                entry.slices[index] = slice;
+                entry.slices[index] = Arc::new(slice);
             }
             Err(index) => {
                 if let Some(presence) = &mut self.presence {
@@ -179,7 +180,7 @@ impl State {
                 }
                 // Most Services have one, or one per family.
                 entry.slices.reserve_exact(1);
-                entry.slices.insert(index, slice);
+                entry.slices.insert(index, Arc::new(slice));
                 self.service_of_slice.insert(name, service.clone());
             }
         }
@@ -190,7 +191,8 @@ impl State {
     /// does.
     pub fn knows_slice(&self, slice: &mut EndpointSlice) -> bool {
         slice.endpoints.sort();
-        self.slices(&slice.service).contains(slice)
+        let mut known = self.slices(&slice.service).iter();
+        known.any(|known| **known == *slice)
     }
 
     /// Removes a slice.
@@ -269,12 +271,15 @@ impl State {
     }
 
     /// The slices of a Service, in order of slice name.
-    pub fn slices(&self, service: &ServiceName) -> &[EndpointSlice] {
+    pub fn slices(&self, service: &ServiceName) -> &[Arc<EndpointSlice>] {
         self.service_and_slices(service).1
     }
 
     /// A Service by name, and its slices, in order of slice name.
-    pub fn service_and_slices(&self, name: &ServiceName) -> (Option<&Service>, &[EndpointSlice]) {
+    pub fn service_and_slices(
+        &self,
+        name: &ServiceName,
+    ) -> (Option<&Service>, &[Arc<EndpointSlice>]) {
         match self.by_name.get(name) {
             Some(Entry { service, slices }) => (service.as_deref(), slices),
             None => (None, &[]),
@@ -304,7 +309,7 @@ impl State {
             };
             Known {
                 name,
-                service: entry.and_then(|entry| entry.service.as_deref()),
+                service: entry.and_then(|entry| entry.service.as_ref()),
                 slices: entry.map_or(&[], |entry| &entry.slices),
             }
         };

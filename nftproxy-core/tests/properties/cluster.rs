@@ -155,6 +155,18 @@ pub(crate) fn cluster() -> impl Strategy<Value = (Vec<Event>, Node)> {
     (vec(event(), 0..40), node())
 }
 
+/// So many endpoints for each Service that few of the others change much.
+pub(crate) fn many_endpoints() -> Vec<Event> {
+    let addresses: Vec<_> = (1..=200).map(|last| format!("10.244.9.{last}")).collect();
+    let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+    let slice = |service: &&str| {
+        let mut slice = mk_slice::<V4>("any", service, &SLICE_PORTS, &addresses);
+        slice.name = slice_name(&format!("many-{service}"));
+        Event::Slice(slice)
+    };
+    SERVICES.iter().map(slice).collect()
+}
+
 /// What a cluster has become.
 pub(crate) fn state_of(events: &[Event]) -> State {
     let mut state = State::default();

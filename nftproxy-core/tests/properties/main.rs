@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
-use cluster::{Event, cluster, event, node, state_of};
+use cluster::{Event, cluster, event, many_endpoints, node, state_of};
 use common::{Twin, is_local};
 use nftproxy_core::apply::fake::FakeKernel;
 use nftproxy_core::apply::{ApplyError, Committed, Kernel};
@@ -474,6 +474,23 @@ proptest! {
         for episode in &episodes {
             v4.go_through(episode);
             v6.go_through(episode);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(config(50))]
+
+    /// The same for large Services, of which only those endpoints are looked at that have changed.
+    #[test]
+    fn the_kernel_keeps_up_with_large_services(
+        node in node(),
+        steps in steps(&[Mishap::None, Mishap::None, Mishap::Commits(2), Mishap::Cleanup]),
+    ) {
+        let mut life = Life::new(node);
+        life.step(&(many_endpoints(), Mishap::None));
+        for step in &steps {
+            life.step(step);
         }
     }
 }

@@ -321,12 +321,11 @@ fn endpoint<F: Family>(id: u32, address: F::Address) -> Endpoint<F> {
 /// The slice, as it is now, that an IPv4 endpoint is in.
 fn slice_of(state: &State, service: u32, endpoint: u32) -> EndpointSlice {
     let name = slice_name(service, "v4", endpoint / ENDPOINTS_PER_SLICE);
-    state
-        .slices(&service_name(service))
-        .iter()
-        .find(|slice| slice.name == name)
-        .cloned()
-        .expect("the cluster has the Service and the endpoint")
+    let service = service_name(service);
+    let mut slices = state.slices(&service).iter();
+    let known = slices.find(|slice| slice.name == name);
+    let known = known.expect("the cluster has the Service and the endpoint");
+    EndpointSlice::clone(known)
 }
 
 fn at(slice: &mut EndpointSlice, endpoint: u32) -> &mut Endpoint<nftproxy_core::model::V4> {
