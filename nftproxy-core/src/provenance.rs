@@ -20,7 +20,7 @@ use crate::ruleset::name::{ChainName, Pick, SetName};
 use crate::ruleset::{FamilyRuleset, Rule, Skeleton};
 
 /// The version of the layout: it changes with the fixed chains and the types of sets.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// What a ruleset amounts to. Which slots endpoints have does not count, nor whether connections
 /// are counted, nor what affinity remembers.
@@ -184,6 +184,7 @@ fn hash_of_element<F: Family>(element: &Element<F>, slot: Option<u32>) -> u128 {
                 Verdict::Return => 1,
                 Verdict::Jump(_) => 2,
                 Verdict::Goto(_) => 3,
+                Verdict::Accept => 4,
             };
             bytes.push(code);
             if let Some(chain) = verdict.chain() {

@@ -305,7 +305,7 @@ impl<F: Family> PortRules<F> {
         // Whatever becomes of it later, the address is not that of a NodePort.
         let mut unavailable = |verdict| {
             if !node_port {
-                add(Role::Service, Verdict::Return);
+                add(Role::Service, Verdict::Accept);
             }
             add(Role::Unavailable, verdict);
         };
@@ -325,20 +325,10 @@ impl<F: Family> PortRules<F> {
             };
             Some(Verdict::Goto(ChainName::Pick(pick)))
         };
-        let (cluster_map, local_map, external, external_local) = if node_port {
-            (
-                SlotMap::NodePortEndpoints,
-                SlotMap::LocalNodePortEndpoints,
-                ChainName::ExternalNodePort,
-                ChainName::ExternalLocalNodePort,
-            )
+        let (cluster_map, local_map) = if node_port {
+            (SlotMap::NodePortEndpoints, SlotMap::LocalNodePortEndpoints)
         } else {
-            (
-                SlotMap::Endpoints,
-                SlotMap::LocalEndpoints,
-                ChainName::External,
-                ChainName::ExternalLocal,
-            )
+            (SlotMap::Endpoints, SlotMap::LocalEndpoints)
         };
         let pick_cluster = goto_pick(cluster_map, &self.cluster);
         match (kind, policy) {
@@ -354,13 +344,11 @@ impl<F: Family> PortRules<F> {
                 }
             }
             (ClaimKind::External, TrafficPolicy::Cluster) => {
-                add(Role::Service, Verdict::Goto(external));
                 pick_cluster
                     .into_iter()
                     .for_each(|pick| add(Role::External, pick));
             }
             (ClaimKind::External, TrafficPolicy::Local) => {
-                add(Role::Service, Verdict::Goto(external_local));
                 pick_cluster
                     .into_iter()
                     .for_each(|pick| add(Role::External, pick));
@@ -368,6 +356,17 @@ impl<F: Family> PortRules<F> {
                     Some(pick) => add(Role::Local, pick),
                     None => add(Role::Unavailable, Verdict::Drop),
                 }
+            }
+        }
+        if kind == ClaimKind::External {
+            let it = match node_port {
+                true => Element::node_port(destination),
+                // Another rule goes on with it.
+                false => Element::verdict(Role::Service, destination, Verdict::Return),
+            };
+            out.push(it.with_comment(self.comment.clone()));
+            if policy == TrafficPolicy::Local {
+                out.push(Element::external_local(destination));
             }
         }
         if self.is_unmarked && kind == ClaimKind::External {

@@ -28,8 +28,8 @@ pub fn skeleton<F: Family>(
     let mark = node.masquerade_mark;
     let jump = |chain| vec![Rule::new::<F>([Statement::Verdict(Verdict::Jump(chain))])];
     let chains = [
-        (ChainName::Prerouting, jump(ChainName::Services)),
-        (ChainName::Output, jump(ChainName::Services)),
+        (ChainName::Prerouting, destinations::<F>()),
+        (ChainName::Output, destinations::<F>()),
         (ChainName::PreroutingGuard, jump(ChainName::Guard)),
         (ChainName::OutputGuard, jump(ChainName::Guard)),
         (
@@ -37,10 +37,7 @@ pub fn skeleton<F: Family>(
             postrouting::<F>(mark, &features.affinity),
         ),
         (ChainName::Services, services(&detector, node)),
-        (
-            ChainName::NodePorts,
-            vec![Rule::new::<F>([Statement::Vmap(SetName::NodePorts)])],
-        ),
+        (ChainName::NodePorts, node_ports::<F>()),
         (
             ChainName::External,
             cluster_policy::<F>(mark, SetName::External),
@@ -221,10 +218,51 @@ fn ending<F: Family>(node: &Node, verdict: Verdict) -> impl Iterator<Item = Stat
     counter.into_iter().chain([Statement::Verdict(verdict)])
 }
 
+/// Only what is external comes back from `services`. It goes on by rules of its own, as elements
+/// that lead to a chain with a large verdict map make older kernels check all of that map for each.
+///
+/// ```nft
+/// jump services
+/// ip daddr . meta l4proto . th dport @external-local goto external-local
+/// goto external
+/// ```
+fn destinations<F: Family>() -> Vec<Rule> {
+    let goto = |chain| Statement::Verdict(Verdict::Goto(chain));
+    vec![
+        Rule::new::<F>([Statement::Verdict(Verdict::Jump(ChainName::Services))]),
+        Rule::new::<F>([
+            Statement::In(SetName::ExternalLocal),
+            goto(ChainName::ExternalLocal),
+        ]),
+        Rule::new::<F>([goto(ChainName::External)]),
+    ]
+}
+
+/// ```nft
+/// meta l4proto . th dport != @node-ports accept
+/// meta l4proto . th dport @external-local-node-ports goto external-local-node-port
+/// goto external-node-port
+/// ```
+fn node_ports<F: Family>() -> Vec<Rule> {
+    let goto = |chain| Statement::Verdict(Verdict::Goto(chain));
+    vec![
+        Rule::new::<F>([
+            Statement::NotIn(SetName::NodePorts),
+            Statement::Verdict(Verdict::Accept),
+        ]),
+        Rule::new::<F>([
+            Statement::In(SetName::ExternalLocalNodePorts),
+            goto(ChainName::ExternalLocalNodePort),
+        ]),
+        Rule::new::<F>([goto(ChainName::ExternalNodePort)]),
+    ]
+}
+
 /// ```nft
 /// ip saddr != 10.244.0.0/16 ip daddr @cluster-ips meta mark set meta mark | 0x4000
 /// ip daddr . meta l4proto . th dport vmap @services
 /// ip daddr @node-port-ips goto node-ports
+/// accept
 /// ```
 fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
     let mut rules = Vec::new();
@@ -241,6 +279,7 @@ fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
     rules.push(Rule::new::<F>([Statement::Vmap(SetName::Services)]));
     let goto = Statement::Verdict(Verdict::Goto(ChainName::NodePorts));
     rules.push(Rule::new(to_node_port::<F>(node).into_iter().chain([goto])));
+    rules.push(Rule::new::<F>([Statement::Verdict(Verdict::Accept)]));
     rules
 }
 

@@ -158,7 +158,7 @@ impl<F: Family> Tally<F> {
         });
         match element.set() {
             // It goes on to be refused or dropped, and is counted there.
-            SetName::Services if *element.data() == Data::Verdict(Verdict::Return) => {}
+            SetName::Services if *element.data() == Data::Verdict(Verdict::Accept) => {}
             SetName::Services | SetName::NodePorts => {
                 self.connections += number;
                 if let Some(service) = service {

@@ -101,6 +101,9 @@ fn missing<F: Family>(element: Option<&Element<F>>, owners: &Owners<'_, F>) -> F
         SetName::External | SetName::ExternalNodePorts => {
             "connections that count as of the cluster are not translated"
         }
+        SetName::ExternalLocal | SetName::ExternalLocalNodePorts => {
+            "connections are masqueraded, and led to endpoints on other nodes, as if the policy were Cluster"
+        }
         SetName::Local | SetName::LocalNodePorts => "connections from outside are not translated",
         SetName::Unavailable | SetName::UnavailableNodePorts => {
             "connections are not refused or dropped as they should be"
@@ -126,6 +129,9 @@ fn extra<F: Family>(element: Option<&Element<F>>, owners: &Owners<'_, F>) -> Fin
         SetName::Restricted => "only some sources may reach the address",
         SetName::Unavailable | SetName::UnavailableNodePorts => {
             "connections that nobody translates are refused or dropped"
+        }
+        SetName::ExternalLocal | SetName::ExternalLocalNodePorts => {
+            "connections from outside get endpoints of this node only, as if the policy were Local"
         }
         _ => "connections to it are taken for those of a Service",
     };

@@ -151,12 +151,13 @@ pub fn services_of<F: Family>(ruleset: &FamilyRuleset<F>) -> Vec<ServiceRow> {
             Some(Verdict::Goto(ChainName::Pick(_)))
         );
         let is_cluster = is_picked || destination.address.is_some_and(is_cluster_ip);
-        let (policy, masquerade) = match verdict(service_map) {
-            Some(Verdict::Goto(ChainName::ExternalLocal | ChainName::ExternalLocalNodePort)) => {
-                (TrafficPolicy::Local, "node")
-            }
-            _ if is_cluster => (TrafficPolicy::Cluster, of_cluster_ips),
-            _ => (TrafficPolicy::Cluster, "all"),
+        let external_local = Element::external_local(*destination);
+        let (policy, masquerade) = if ruleset.elements.contains(&external_local) {
+            (TrafficPolicy::Local, "node")
+        } else if is_cluster {
+            (TrafficPolicy::Cluster, of_cluster_ips)
+        } else {
+            (TrafficPolicy::Cluster, "all")
         };
         let kind = if is_cluster {
             ClaimKind::ClusterIp

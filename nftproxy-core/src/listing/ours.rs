@@ -260,6 +260,7 @@ pub(super) fn verdict(word: &str, chain: Option<&str>) -> Option<Verdict> {
     let chain = || chain.and_then(ChainName::parse);
     Some(match word {
         "drop" => Verdict::Drop,
+        "accept" => Verdict::Accept,
         "return" => Verdict::Return,
         "jump" => Verdict::Jump(chain()?),
         "goto" => Verdict::Goto(chain()?),

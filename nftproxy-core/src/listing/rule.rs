@@ -120,7 +120,7 @@ impl<'t> Reader<'_, 't> {
                 let chain = self.word()?;
                 return one(Statement::Verdict(verdict(word, Some(chain))?));
             }
-            "drop" | "return" => {
+            "accept" | "drop" | "return" => {
                 return one(Statement::Verdict(verdict(self.word()?, None)?));
             }
             "masquerade" => {

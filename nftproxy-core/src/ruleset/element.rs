@@ -136,9 +136,41 @@ impl<F: Family> Element<F> {
         Self::new(SetName::AllowedSources, key, Data::None)
     }
 
+    /// An element of `node-ports`.
+    ///
+    /// # Panics
+    ///
+    /// If the destination has an address.
+    pub fn node_port(destination: Destination<F>) -> Self {
+        assert!(
+            destination.address.is_none(),
+            "{destination} is no NodePort"
+        );
+        let key = Key::Destination(destination);
+        Self::new(SetName::NodePorts, key, Data::None)
+    }
+
+    /// An element of `external-local` or `external-local-node-ports`.
+    pub fn external_local(destination: Destination<F>) -> Self {
+        let set = match destination.address {
+            Some(_) => SetName::ExternalLocal,
+            None => SetName::ExternalLocalNodePorts,
+        };
+        Self::new(set, Key::Destination(destination), Data::None)
+    }
+
     /// An element of the verdict map that `role` plays for the kind of destination.
+    ///
+    /// # Panics
+    ///
+    /// If it is [`Role::Service`] and the destination is a NodePort.
     pub fn verdict(role: Role, destination: Destination<F>, verdict: Verdict) -> Self {
         let set = role.set(destination.address.is_none());
+        assert_eq!(
+            schema(set).key.contains(&Field::Daddr),
+            destination.address.is_some(),
+            "{set} does not hold {destination}"
+        );
         Self::new(set, Key::Destination(destination), Data::Verdict(verdict))
     }
 
@@ -382,10 +414,10 @@ fn prefix_len<F: Family>(first: F::Address, key: &[u8], key_end: &[u8]) -> Optio
     })
 }
 
-/// Which of the verdict maps: each exists once for addresses and once for NodePorts.
+/// Which of the verdict maps: all but one exist once for addresses and once for NodePorts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// `services`, `node-ports`
+    /// `services`, which has no counterpart
     Service,
     /// `external`, `external-node-ports`
     External,
@@ -399,8 +431,7 @@ impl Role {
     /// The map's name.
     pub fn set(self, node_port: bool) -> SetName {
         match (self, node_port) {
-            (Self::Service, false) => SetName::Services,
-            (Self::Service, true) => SetName::NodePorts,
+            (Self::Service, _) => SetName::Services,
             (Self::External, false) => SetName::External,
             (Self::External, true) => SetName::ExternalNodePorts,
             (Self::Local, false) => SetName::Local,

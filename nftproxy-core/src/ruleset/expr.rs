@@ -186,6 +186,8 @@ pub enum LookupData {
 pub enum Verdict {
     /// Discards the packet.
     Drop,
+    /// Leaves all chains of the hook and priority; those after it are asked.
+    Accept,
     /// Leaves the chain.
     Return,
     /// Goes on in a chain, and comes back.
@@ -208,6 +210,7 @@ impl Verdict {
     pub fn nft(&self) -> String {
         match self {
             Self::Drop => "drop".into(),
+            Self::Accept => "accept".into(),
             Self::Return => "return".into(),
             Self::Jump(chain) => format!("jump {chain}"),
             Self::Goto(chain) => format!("goto {chain}"),
@@ -218,7 +221,7 @@ impl Verdict {
     pub fn chain(&self) -> Option<ChainName> {
         match self {
             Self::Jump(chain) | Self::Goto(chain) => Some(*chain),
-            Self::Drop | Self::Return => None,
+            Self::Drop | Self::Accept | Self::Return => None,
         }
     }
 }

@@ -40,7 +40,9 @@ pub enum SetName {
     LocalEndpoints,
     /// Virtual address, protocol, port → refusal or drop for want of endpoints.
     Unavailable,
-    /// As `services`, for NodePorts.
+    /// External address, protocol, port under `externalTrafficPolicy: Local`.
+    ExternalLocal,
+    /// The NodePorts of Services with endpoints.
     NodePorts,
     /// As `external`, for NodePorts.
     ExternalNodePorts,
@@ -52,6 +54,8 @@ pub enum SetName {
     LocalNodePortEndpoints,
     /// As `unavailable`, for NodePorts.
     UnavailableNodePorts,
+    /// As `external-local`, for NodePorts.
+    ExternalLocalNodePorts,
     /// Virtual address, protocol, port with session affinity → for how long it is remembered.
     Sticky,
     /// As `sticky`, for NodePorts.
@@ -67,7 +71,7 @@ pub enum SetName {
 
 impl SetName {
     /// Every set and map that each table has, in order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::ClusterIps,
         Self::NodePortIps,
         Self::Hairpin,
@@ -79,12 +83,14 @@ impl SetName {
         Self::Endpoints,
         Self::LocalEndpoints,
         Self::Unavailable,
+        Self::ExternalLocal,
         Self::NodePorts,
         Self::ExternalNodePorts,
         Self::LocalNodePorts,
         Self::NodePortEndpoints,
         Self::LocalNodePortEndpoints,
         Self::UnavailableNodePorts,
+        Self::ExternalLocalNodePorts,
         Self::Sticky,
         Self::StickyNodePorts,
         Self::Affinity,
@@ -119,12 +125,14 @@ impl SetName {
             Self::Endpoints => "endpoints",
             Self::LocalEndpoints => "local-endpoints",
             Self::Unavailable => "unavailable",
+            Self::ExternalLocal => "external-local",
             Self::NodePorts => "node-ports",
             Self::ExternalNodePorts => "external-node-ports",
             Self::LocalNodePorts => "local-node-ports",
             Self::NodePortEndpoints => "node-port-endpoints",
             Self::LocalNodePortEndpoints => "local-node-port-endpoints",
             Self::UnavailableNodePorts => "unavailable-node-ports",
+            Self::ExternalLocalNodePorts => "external-local-node-ports",
             Self::Sticky => "sticky",
             Self::StickyNodePorts => "sticky-node-ports",
             Self::Affinity => "affinity",

@@ -83,7 +83,8 @@ pub fn schema(set: SetName) -> Schema {
     let (key, data): (&[Field], _) = match set {
         SetName::ClusterIps | SetName::NodePortIps => (&[Daddr], DataType::None),
         SetName::Hairpin => (&[Saddr, Daddr], DataType::None),
-        SetName::Restricted => (&[Daddr, L4Proto, Dport], DataType::None),
+        SetName::Restricted | SetName::ExternalLocal => (&[Daddr, L4Proto, Dport], DataType::None),
+        SetName::NodePorts | SetName::ExternalLocalNodePorts => (&[L4Proto, Dport], DataType::None),
         SetName::AllowedSources => (&[Daddr, L4Proto, Dport, SaddrRange], DataType::None),
         SetName::Affinity => (&[Saddr, Daddr, L4Proto, Dport], DataType::Endpoint),
         SetName::Services
@@ -95,8 +96,7 @@ pub fn schema(set: SetName) -> Schema {
         SetName::Endpoints | SetName::LocalEndpoints => {
             (&[Daddr, L4Proto, Dport, Slot], DataType::Endpoint)
         }
-        SetName::NodePorts
-        | SetName::ExternalNodePorts
+        SetName::ExternalNodePorts
         | SetName::LocalNodePorts
         | SetName::StickyNodePorts
         | SetName::MasqueradedNodePorts

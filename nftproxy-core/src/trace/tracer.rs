@@ -33,6 +33,8 @@ pub(crate) struct Tracer<'a, F: Family> {
 enum End {
     /// At the end of its rules, or by `return`.
     Continue,
+    /// By `accept`: no chain of this hook and priority goes on.
+    Accept,
     /// With something that ends the hook: an address was translated.
     Translated,
     Drop,
@@ -139,7 +141,7 @@ impl<'a, F: Family> Tracer<'a, F> {
                 };
                 return Ok((outcome, flight.steps));
             }
-            End::Continue | End::Translated => {}
+            End::Continue | End::Accept | End::Translated => {}
         }
         // What comes in for this host itself is not routed on.
         let is_delivered = first == Hook::Prerouting && (self.is_local)(flight.packet.destination);
@@ -173,7 +175,7 @@ impl<'a, F: Family> Tracer<'a, F> {
         at_hook.sort();
         for (_, chain) in at_hook {
             match self.chain(chain, flight, 0)? {
-                End::Continue => {}
+                End::Continue | End::Accept => {}
                 end => return Ok(end),
             }
         }
@@ -199,6 +201,7 @@ impl<'a, F: Family> Tracer<'a, F> {
             };
             match verdict {
                 Verdict::Drop => return Ok(End::Drop),
+                Verdict::Accept => return Ok(End::Accept),
                 Verdict::Return => return Ok(End::Continue),
                 Verdict::Goto(next) => return self.chain(next, flight, depth + 1),
                 Verdict::Jump(next) => match self.chain(next, flight, depth + 1)? {

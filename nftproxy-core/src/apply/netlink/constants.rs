@@ -133,7 +133,7 @@ pub(super) const NFT_LOOKUP_F_INV: u32 = 1;
 pub(super) const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
 
 pub(super) const NF_DROP: i32 = 0;
-pub(super) const NF_ACCEPT: u32 = 1;
+pub(super) const NF_ACCEPT: i32 = 1;
 pub(super) const NFT_JUMP: i32 = -3;
 pub(super) const NFT_GOTO: i32 = -4;
 pub(super) const NFT_RETURN: i32 = -5;

@@ -72,7 +72,7 @@ impl<'a, F: Family> Decoder<'a, F> {
             .map(|base| (base.hook.number(), base.priority));
         let is_accepting_nat = hook.is_none()
             || (find(message, NFTA_CHAIN_TYPE).and_then(string) == Some("nat")
-                && find(message, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_ACCEPT));
+                && find(message, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_ACCEPT as u32));
         if place != wanted || !is_accepting_nat {
             self.foreign(format!("chain {name} at another hook"));
         }
@@ -264,6 +264,7 @@ fn decode_verdict(data: &[u8]) -> Option<Verdict> {
     };
     match code {
         NF_DROP => Some(Verdict::Drop),
+        NF_ACCEPT => Some(Verdict::Accept),
         NFT_RETURN => Some(Verdict::Return),
         NFT_JUMP => chain().map(Verdict::Jump),
         NFT_GOTO => chain().map(Verdict::Goto),

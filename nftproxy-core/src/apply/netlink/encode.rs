@@ -526,7 +526,7 @@ impl<'a, F: Family> Encoder<'a, F> {
             object.str(sys::NFTNL_CHAIN_TYPE, "nat");
             object.u32(sys::NFTNL_CHAIN_HOOKNUM, base.hook.number());
             object.bytes(sys::NFTNL_CHAIN_PRIO, &base.priority.to_ne_bytes());
-            object.u32(sys::NFTNL_CHAIN_POLICY, NF_ACCEPT);
+            object.u32(sys::NFTNL_CHAIN_POLICY, NF_ACCEPT as u32);
         }
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         self.message(
@@ -750,6 +750,7 @@ pub(super) fn data_type<F: Family>(data: DataType) -> Option<u32> {
 pub(super) fn verdict_code(verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Drop => NF_DROP,
+        Verdict::Accept => NF_ACCEPT,
         Verdict::Return => NFT_RETURN,
         Verdict::Jump(_) => NFT_JUMP,
         Verdict::Goto(_) => NFT_GOTO,
