@@ -243,7 +243,7 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
             .host
             .exec(&["nft", "list", "chain", "ip", "nftproxy", "about"])
             .unwrap();
-        let own = format!("layout 1, digest {}\"", fields(&desired)[1]);
+        let own = format!("layout 2, digest {}\"", fields(&desired)[1]);
         assert!(about.contains(&own), "{about}");
         let desired = found;
         // A chain that is left over decides nothing.
@@ -255,7 +255,7 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
         // IPv4, its digest, `shared`, its digest.
         assert_ne!(was[1], is[1]);
         let own = format!(
-            "and the table says: nftproxy {}, layout 1, digest {}\n",
+            "and the table says: nftproxy {}, layout 2, digest {}\n",
             env!("CARGO_PKG_VERSION"),
             was[1]
         );
