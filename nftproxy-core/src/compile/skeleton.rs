@@ -239,17 +239,12 @@ fn destinations<F: Family>() -> Vec<Rule> {
 }
 
 /// ```nft
-/// meta l4proto . th dport != @node-ports accept
 /// meta l4proto . th dport @external-local-node-ports goto external-local-node-port
 /// goto external-node-port
 /// ```
 fn node_ports<F: Family>() -> Vec<Rule> {
     let goto = |chain| Statement::Verdict(Verdict::Goto(chain));
     vec![
-        Rule::new::<F>([
-            Statement::NotIn(SetName::NodePorts),
-            Statement::Verdict(Verdict::Accept),
-        ]),
         Rule::new::<F>([
             Statement::In(SetName::ExternalLocalNodePorts),
             goto(ChainName::ExternalLocalNodePort),
@@ -261,7 +256,7 @@ fn node_ports<F: Family>() -> Vec<Rule> {
 /// ```nft
 /// ip saddr != 10.244.0.0/16 ip daddr @cluster-ips meta mark set meta mark | 0x4000
 /// ip daddr . meta l4proto . th dport vmap @services
-/// ip daddr @node-port-ips goto node-ports
+/// ip daddr @node-port-ips meta l4proto . th dport @node-ports goto node-ports
 /// accept
 /// ```
 fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
@@ -277,8 +272,11 @@ fn services<F: Family>(detector: &Detector<F>, node: &Node) -> Vec<Rule> {
         ));
     }
     rules.push(Rule::new::<F>([Statement::Vmap(SetName::Services)]));
-    let goto = Statement::Verdict(Verdict::Goto(ChainName::NodePorts));
-    rules.push(Rule::new(to_node_port::<F>(node).into_iter().chain([goto])));
+    let known = [
+        Statement::In(SetName::NodePorts),
+        Statement::Verdict(Verdict::Goto(ChainName::NodePorts)),
+    ];
+    rules.push(Rule::new(to_node_port::<F>(node).into_iter().chain(known)));
     rules.push(Rule::new::<F>([Statement::Verdict(Verdict::Accept)]));
     rules
 }

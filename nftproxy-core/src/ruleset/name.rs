@@ -174,7 +174,7 @@ pub enum ChainName {
     ExternalNodePort,
     /// As `external-local`, for NodePorts.
     ExternalLocalNodePort,
-    /// Looks up a NodePort.
+    /// NodePorts, by their policy.
     NodePorts,
     /// Looks up a virtual address, then a NodePort.
     Services,
