@@ -122,6 +122,7 @@ fn what_we_write_reads_back() {
         Statement::Counter,
         Statement::Reject(Reject::PortUnreachable),
         Statement::Verdict(Verdict::Drop),
+        Statement::Verdict(Verdict::Accept),
         Statement::Verdict(Verdict::Return),
         Statement::Verdict(Verdict::Jump(ChainName::Remember)),
     ]);
@@ -135,7 +136,7 @@ fn what_we_write_reads_back() {
 #[test]
 fn other_rules_are_not_ours() {
     for rule in [
-        "accept",
+        "continue",
         "counter packets many bytes 0 drop",
         "ip saddr 10.0.0.1 accept",
         "tcp dport 80 drop",
