@@ -138,7 +138,7 @@ fn other_rules_are_not_ours() {
     for rule in [
         "continue",
         "counter packets many bytes 0 drop",
-        "ip saddr 10.0.0.1 accept",
+        "ip saddr 10.0.0.1 continue",
         "tcp dport 80 drop",
         "masquerade",
         "dnat to 10.0.0.1",
