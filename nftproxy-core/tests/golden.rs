@@ -13,8 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use common::{Scenario, load_scenario};
-use nftproxy_core::compile::{Compiled, compile};
+use nftproxy_core::compile::{Compiled, compile, pick_rules};
+use nftproxy_core::model::{Family, Node};
 use nftproxy_core::render;
+use nftproxy_core::ruleset::FamilyRuleset;
+use nftproxy_core::ruleset::element::Data;
+use nftproxy_core::ruleset::expr::{Expr, LookupData};
+use nftproxy_core::ruleset::name::ChainName;
 
 fn directory(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -118,6 +123,59 @@ fn the_order_of_arrival_leaves_no_trace() {
             assert!(in_order == shuffled, "{}:\n{difference}", path.display());
         }
     }
+}
+
+/// Some kernels check all verdicts of such a map for each element that leads to it.
+#[test]
+fn no_element_leads_to_a_verdict_map() {
+    fn check<F: Family>(ruleset: &FamilyRuleset<F>) -> usize {
+        let mut n_checked = 0;
+        for element in &ruleset.elements {
+            let Data::Verdict(verdict) = element.data() else {
+                continue;
+            };
+            let mut left: Vec<_> = verdict.chain().into_iter().collect();
+            while let Some(chain) = left.pop() {
+                let of_pick;
+                let rules = match chain {
+                    ChainName::Pick(pick) => {
+                        of_pick = pick_rules::<F>(pick);
+                        &of_pick
+                    }
+                    chain => &ruleset.skeleton.chains[&chain],
+                };
+                for expr in rules.iter().flat_map(|rule| &rule.exprs) {
+                    match expr {
+                        Expr::Verdict(verdict) => left.extend(verdict.chain()),
+                        Expr::Lookup {
+                            data: LookupData::Verdict,
+                            set,
+                            ..
+                        } => panic!("{} leads to {set}", element.nft()),
+                        _ => {}
+                    }
+                }
+                n_checked += 1;
+            }
+        }
+        n_checked
+    }
+    let n_checked: usize = scenarios()
+        .iter()
+        .map(|path| {
+            let Scenario { state, node, .. } = load_scenario(path, |_| {});
+            let without_mark = Node {
+                masquerade_mark: None,
+                ..node.clone()
+            };
+            [node, without_mark].map(|node| {
+                let Compiled { v4, v6, .. } = compile(&state, &node);
+                check(&v4) + check(&v6)
+            })
+        })
+        .map(|[with, without]| with + without)
+        .sum();
+    assert!(n_checked > 100, "{n_checked}");
 }
 
 /// The listing is for people, but those may want to load it all the same.
