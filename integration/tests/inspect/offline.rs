@@ -422,6 +422,11 @@ fn digests_depend_on_nothing_but_what_decides() {
         let found = digest(&["--from", "kernel", "--ruleset", path.to_str().unwrap()]);
         assert_eq!(found, desired, "{file}");
     }
+    // Who names a listing means it.
+    let damaged = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/damaged.nft");
+    let found = digest(&["--from", "kernel", "--ruleset", damaged]);
+    assert_ne!(found, desired);
+    assert_eq!(digest(&["--ruleset", damaged]), found);
     let document: Value = serde_json::from_str(&digest(&["-o", "json"])).unwrap();
     schema::check("digest", &document);
     let first = document["families"][0]["digest"].as_str().unwrap();

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &DigestArgs, settings: &Settings) -> anyhow::Result<Exit
     let families = args.output.family.families();
     let progress = Progress::new();
     progress.tell("reading rules");
-    let side = match args.from {
+    let side = match args.origin() {
         Origin::Desired => {
             let addresses = Addresses::of_desired(&args.observed);
             Side::Desired(Box::new(inputs::cluster(

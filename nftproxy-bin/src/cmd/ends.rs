@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, bail, ensure};
+use nftproxy_core::host;
 use nftproxy_core::inspect::services;
 use nftproxy_core::model::{IpFamily, Locality, Protocol, Service, ServicePort, V4, V6};
 
@@ -32,6 +33,19 @@ pub(super) fn ends(
     cluster: Option<&Cluster>,
     local: &[IpAddr],
 ) -> anyhow::Result<Ends> {
+    // The node goes by its own address; a bridge's may come before it among those of the host.
+    let own: Vec<IpAddr> = match cluster {
+        Some(cluster) => cluster.node.ips.to_vec(),
+        None => host::guess_node_ips(),
+    };
+    let known = own.iter().filter(|ip| local.contains(ip)).chain(local);
+    let of_node = |fits: &dyn Fn(&IpAddr) -> bool| {
+        let mut known = known.clone().filter(|ip| !ip.is_loopback());
+        known
+            .find(|ip| fits(ip))
+            .copied()
+            .context("the addresses of this node are not known: name them with --node-ip")
+    };
     let (place, protocol) = match to.rsplit_once('/') {
         Some((place, protocol))
             if Protocol::from_kubernetes(&protocol.to_uppercase()).is_some() =>
@@ -61,12 +75,8 @@ pub(super) fn ends(
         )
     } else if name == "node" {
         let port = port.context("TO needs a port, as in node:30080")?;
-        let ip = local
-            .iter()
-            .find(|ip| !ip.is_loopback() && of_family(ip))
-            .context("the addresses of this node are not known: name them with --node-ip")?;
         (
-            *ip,
+            of_node(&of_family)?,
             port.parse()
                 .with_context(|| format!("{port:?} is no port"))?,
             protocol.unwrap_or(Protocol::Tcp),
@@ -75,16 +85,12 @@ pub(super) fn ends(
         service_end(service(name, cluster)?, port, protocol, family)?
     };
     let family = IpFamily::of(to);
-    let is_of = |ip: &&IpAddr| IpFamily::of(**ip) == family;
     let from = match from {
         "outside" => match family {
             IpFamily::V4 => OUTSIDE.0.into(),
             IpFamily::V6 => OUTSIDE.1.into(),
         },
-        "node" => *local
-            .iter()
-            .find(|ip| is_of(ip) && !ip.is_loopback())
-            .context("the addresses of this node are not known: name them with --node-ip")?,
+        "node" => of_node(&|ip| IpFamily::of(*ip) == family)?,
         name => match name.parse() {
             Ok(ip) => ip,
             Err(_) => endpoint_of(service(name, cluster)?, cluster, family)?,

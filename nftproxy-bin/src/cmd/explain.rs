@@ -71,18 +71,16 @@ pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<Exi
     let by = args.by();
     let uses_kernel = by != Basis::Desired;
     progress.tell("reading what is desired");
-    let cluster = match by {
-        Basis::Kernel => None,
-        Basis::Desired | Basis::Both => Some(inputs::cluster(
-            &args.desired,
-            settings,
-            if uses_kernel {
-                Addresses::of_observed(&args.observed)
-            } else {
-                Addresses::of_desired(&args.observed)
-            },
-        )?),
+    let addresses = if uses_kernel {
+        Addresses::of_observed(&args.observed)
+    } else {
+        Addresses::of_desired(&args.observed)
     };
+    // Manifests cost nothing to ask for names, and an API server may not be there.
+    let is_known = by != Basis::Kernel || !args.desired.manifests.is_empty();
+    let cluster = is_known
+        .then(|| inputs::cluster(&args.desired, settings, addresses))
+        .transpose()?;
     progress.tell("reading the rules");
     let listing = uses_kernel
         .then(|| inputs::listing(&args.observed, &[IpFamily::V4, IpFamily::V6]))
@@ -109,7 +107,7 @@ pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<Exi
     drop(progress);
     let inputs = Inputs {
         args,
-        cluster: cluster.as_ref(),
+        cluster: cluster.as_ref().filter(|_| by != Basis::Kernel),
         listing: listing.as_ref(),
         local,
         has_relay: settings.node_ports_on_loopback,

@@ -103,7 +103,7 @@ pub(crate) fn cluster(
     addresses: Addresses,
 ) -> anyhow::Result<Cluster> {
     let node_name = super::node_name(settings)?;
-    let snapshot = if flags.manifests.is_empty() {
+    let mut snapshot = if flags.manifests.is_empty() {
         once::from_server(settings, &node_name)?
     } else {
         once::from_files(&flags.manifests, settings, &node_name)?
@@ -119,6 +119,12 @@ pub(crate) fn cluster(
     }
     let said = snapshot.node.as_ref().map(|node| node.ips.as_slice());
     let interfaces = addresses.interfaces(&flags.node, settings, said.unwrap_or_default())?;
+    if interfaces.is_some() && !flags.manifests.is_empty() {
+        // A proxy that reads manifests starts with the addresses of its host.
+        let guessed = super::node_info(&flags.node).ips;
+        let told = snapshot.node.take();
+        snapshot.node = told.map(|told| node::with_addresses(told, &guessed));
+    }
     Ok(complete(snapshot, &flags.node, settings, interfaces))
 }
 

@@ -83,7 +83,7 @@ pub(crate) fn run(args: &ListArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let progress = Progress::new();
     progress.tell("reading Services");
     let watch = args.watch.then(|| Watch::start(args)).transpose()?;
-    let mut rows = match args.from {
+    let mut rows = match args.origin() {
         Origin::Desired => {
             let addresses = Addresses::of_desired(&args.observed);
             let cluster = inputs::cluster(&args.desired, settings, addresses)?;

@@ -30,7 +30,7 @@ impl Watch {
     /// Starts to listen, and lists after that, so that nothing is missed.
     pub(super) fn start(args: &ListArgs) -> anyhow::Result<Self> {
         ensure!(
-            args.from == Origin::Kernel,
+            args.origin() == Origin::Kernel,
             "--watch follows the kernel: add --from kernel"
         );
         let monitor = Monitor::open(&Table::default(), None).context("listening for changes")?;

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::{append_port_if_needed, parse_ip};
@@ -76,7 +77,7 @@ pub(crate) struct ClientConnection {
     pub(crate) kubeconfig: String,
     pub(crate) accept_content_types: String,
     pub(crate) content_type: String,
-    #[serde(serialize_with = "as_go_writes_it")]
+    #[serde(serialize_with = "as_go_writes_it", deserialize_with = "finite")]
     pub(crate) qps: f32,
     pub(crate) burst: i32,
 }
@@ -275,6 +276,16 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// Go takes no number that is too large for its type.
+fn finite<'de, D: Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
+    let value = f32::deserialize(from)?;
+    if value.is_finite() {
+        Ok(value)
+    } else {
+        Err(D::Error::custom("the number is out of range"))
+    }
+}
+
 /// Go writes whole numbers without a point.
 fn as_go_writes_it<S: Serializer>(value: &f32, to: S) -> Result<S::Ok, S::Error> {
     if value.fract() == 0.0 && value.abs() < 1e9 {
@@ -352,6 +363,17 @@ mod tests {
         assert_eq!(strays, [""; 0], "{fields}");
         config.set_defaults();
         config
+    }
+
+    #[test]
+    fn a_rate_that_is_no_number_is_an_error() {
+        for qps in ["1e99", "111111111111111111111111111111111111111111111111"] {
+            let text = document(&format!("clientConnection: {{qps: {qps}}}"));
+            let error = KubeProxyConfiguration::decode(&text)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("clientConnection.qps"), "{error}");
+        }
     }
 
     #[test]

@@ -284,7 +284,7 @@ pub(crate) fn node(
 
 /// What is known of the node, if it was at these addresses before. A family without any keeps those:
 /// a Node that is made anew has none for a while, and NodePorts would be at whatever address.
-fn with_addresses(mut info: NodeInfo, known: &[IpAddr]) -> NodeInfo {
+pub(crate) fn with_addresses(mut info: NodeInfo, known: &[IpAddr]) -> NodeInfo {
     for family in [IpFamily::V4, IpFamily::V6] {
         if info.ip(family).is_none() {
             let known = known.iter().filter(|ip| IpFamily::of(**ip) == family);

@@ -62,7 +62,9 @@ pub(crate) fn outgrown(sizes: &Sizes, counts: &ElementCounts) -> Sizes {
     let is_full =
         |(set, n): &(&SetName, &usize)| sizes.get(set).is_some_and(|size| **n > *size as usize);
     let full = counts.iter().filter(is_full);
-    full.filter_map(|(set, n)| Some((*set, size_for(*set, *n)?)))
+    // One that we would have made without a size has somebody else's.
+    let ours = full.filter(|(set, _)| !schema(**set).is_dynamic());
+    ours.filter_map(|(set, n)| Some((*set, with_room(*n)?)))
         .collect()
 }
 
@@ -72,6 +74,10 @@ fn size_for(set: SetName, n: usize) -> Option<u32> {
     if n < SIZED_FROM || schema.is_interval() || schema.is_dynamic() {
         return None;
     }
+    with_room(n)
+}
+
+fn with_room(n: usize) -> Option<u32> {
     let wanted = n.saturating_add(n / 4).checked_next_power_of_two()?;
     u32::try_from(wanted).ok()
 }
@@ -173,5 +179,19 @@ mod tests {
         assert_eq!(outgrown(&sizes, &counts(2_048)), Sizes::new());
         let larger = Sizes::from([(SetName::Endpoints, 4_096)]);
         assert_eq!(outgrown(&sizes, &counts(2_049)), larger);
+    }
+
+    #[test]
+    fn a_size_that_somebody_else_gave_is_outgrown_as_well() {
+        let sets = [
+            SetName::ClusterIps,
+            SetName::AllowedSources,
+            SetName::Affinity,
+        ];
+        let sizes = Sizes::from(sets.map(|set| (set, 8)));
+        let counts = ElementCounts::from(sets.map(|set| (set, 9)));
+        let larger =
+            Sizes::from([SetName::ClusterIps, SetName::AllowedSources].map(|set| (set, 16)));
+        assert_eq!(outgrown(&sizes, &counts), larger);
     }
 }

@@ -145,6 +145,7 @@ fn set(kind: &str, name: String, fields: &Fields<'_>, sink: &mut dyn Sink) -> Re
         size: value("size")
             .and_then(|size| size.as_u64())
             .and_then(|size| size.try_into().ok()),
+        has_timeout: fields.get("timeout").is_some(),
         counts: value("stmt")
             .and_then(|statements| statements.as_array().cloned())
             .is_some_and(|statements| statements.iter().any(|it| it.get("counter").is_some())),

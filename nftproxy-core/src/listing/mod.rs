@@ -163,6 +163,8 @@ struct SetHead {
     data: Vec<String>,
     flags: Vec<String>,
     size: Option<u32>,
+    /// Whether its elements go by themselves.
+    has_timeout: bool,
     /// Whether its elements count.
     counts: bool,
 }

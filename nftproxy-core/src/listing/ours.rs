@@ -180,6 +180,7 @@ fn is_as_ours<F: Family>(name: SetName, set: &SetHead) -> bool {
     set.key.iter().eq(schema.key.iter().map(type_of))
         && set.data == data
         && flags == wanted
+        && !set.has_timeout
         && (!schema.is_dynamic() || set.size == Some(AFFINITY_MAX_CLIENTS))
 }
 

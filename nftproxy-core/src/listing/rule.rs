@@ -16,6 +16,10 @@ pub(super) fn read<F: Family>(words: &[Token<'_>]) -> Option<Rule> {
     let mut reader = Reader { rest: words };
     let mut statements: Vec<Statement<F>> = Vec::new();
     while !reader.rest.is_empty() {
+        // What is said of a rule is nothing that it does.
+        if let [Token::Word("comment"), Token::Quoted(_)] = reader.rest {
+            break;
+        }
         let protocol = match statements.last() {
             Some(Statement::L4Proto(protocol)) => Some(*protocol),
             _ => None,

@@ -196,7 +196,8 @@ fn set(tokens: &mut Tokens<'_>, kind: &str, sink: &mut dyn Sink) -> Result<()> {
             Some(Token::Word("comment")) => {
                 word(tokens, "a comment")?;
             }
-            // `timeout 1h`, `auto-merge` and the like: ours have none, and nothing is lost by them.
+            Some(Token::Word("timeout")) => head.has_timeout = true,
+            // `auto-merge` and the like: ours have none, and nothing is lost by them.
             Some(_) => {}
         }
     }

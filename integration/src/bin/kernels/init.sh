@@ -8,8 +8,11 @@ export NFTPROXY_BUILT=/built NFTPROXY_VM=1
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev 2>/dev/null
-# Where this was built in /tmp, the suites find there what they read.
-[ -n "$(busybox ls -A /tmp)" ] || busybox mount -t tmpfs tmp /tmp
+# What the suites read lies there, if they were built there.
+busybox mkdir /kept
+busybox cp -a /tmp/. /kept
+busybox mount -t tmpfs tmp /tmp
+busybox cp -a /kept/. /tmp
 busybox ln -sf /proc/self/fd /dev/fd
 busybox hostname node
 busybox stty -F /dev/ttyS1 raw -echo 2>/dev/null

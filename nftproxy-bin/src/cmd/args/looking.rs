@@ -124,9 +124,10 @@ pub(crate) enum AuditFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// Show Services as desired, or as they are in the kernel or a saved listing
-    #[arg(long, value_enum, default_value_t = Origin::Desired, help_heading = "Kernel state")]
-    pub(crate) from: Origin,
+    /// Show Services as desired, or as they are in the kernel or a saved listing [default: kernel
+    /// with --ruleset, else desired]
+    #[arg(long, value_enum, help_heading = "Kernel state")]
+    from: Option<Origin>,
     #[command(flatten)]
     pub(crate) desired: DesiredFlags,
     #[command(flatten)]
@@ -160,6 +161,29 @@ pub(crate) struct ListArgs {
 pub(crate) enum Origin {
     Desired,
     Kernel,
+}
+
+impl Origin {
+    /// Who names a listing means it.
+    fn or_of(this: Option<Self>, observed: &ObservedFlags) -> Self {
+        this.unwrap_or(if observed.ruleset.is_some() {
+            Self::Kernel
+        } else {
+            Self::Desired
+        })
+    }
+}
+
+impl ListArgs {
+    pub(crate) fn origin(&self) -> Origin {
+        Origin::or_of(self.from, &self.observed)
+    }
+}
+
+impl DigestArgs {
+    pub(crate) fn origin(&self) -> Origin {
+        Origin::or_of(self.from, &self.observed)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -254,9 +278,10 @@ pub(crate) enum DiffFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct DigestArgs {
-    /// Digest what is desired, or what is in the kernel or a saved listing
-    #[arg(long, value_enum, default_value_t = Origin::Desired, help_heading = "Kernel state")]
-    pub(crate) from: Origin,
+    /// Digest what is desired, or what is in the kernel or a saved listing [default: kernel with
+    /// --ruleset, else desired]
+    #[arg(long, value_enum, help_heading = "Kernel state")]
+    from: Option<Origin>,
     #[command(flatten)]
     pub(crate) desired: DesiredFlags,
     #[command(flatten)]

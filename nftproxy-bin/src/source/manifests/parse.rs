@@ -243,6 +243,10 @@ fn n_lines(text: &str) -> usize {
     text.matches('\n').count()
 }
 
+fn other_version(api_version: &str) -> String {
+    format!("apiVersion {api_version} is not one that can be read")
+}
+
 impl Value<'_> {
     fn read(&self, contents: &mut Contents) -> Result<(), Fault> {
         // A document may also be an explicit null.
@@ -256,6 +260,10 @@ impl Value<'_> {
         };
 
         let Some(kind_of_items) = kind.strip_suffix("List") else {
+            if Kind::is_other_version(api_version, kind) {
+                let fault = self.fault(other_version(api_version));
+                return Err(fault.on(&outline.label(None, None)));
+            }
             let kind = Kind::of(api_version, kind);
             let raw = self
                 .decode(AsKind(kind))
@@ -269,12 +277,18 @@ impl Value<'_> {
             .unwrap_or_default();
         let kinds: Vec<Option<Kind>> = items
             .iter()
-            .map(|item| {
+            .enumerate()
+            .map(|(index, item)| {
                 // The items of a ServiceList need not repeat what they are.
                 let api_version = item.api_version.as_deref().unwrap_or(api_version);
-                Kind::of(api_version, item.kind.as_deref().unwrap_or(kind_of_items))
+                let kind = item.kind.as_deref().unwrap_or(kind_of_items);
+                if Kind::is_other_version(api_version, kind) {
+                    let fault = self.fault(other_version(api_version));
+                    return Err(fault.on(&item.label(None, Some(index))));
+                }
+                Ok(Kind::of(api_version, kind))
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
         let label = |index: usize| match items.get(index).zip(kinds.get(index)) {
             Some((item, kind)) => item.label(*kind, Some(index)),
             None => kind.clone(),
@@ -406,7 +420,10 @@ impl Outline {
             }
             (Some(kind), None, None) => kind.as_str().to_owned(),
             (Some(kind), None, Some(index)) => format!("{} items[{index}]", kind.as_str()),
-            (None, ..) => self.kind.as_deref().unwrap_or("object").to_owned(),
+            (None, name, _) => {
+                let kind = self.kind.as_deref().unwrap_or("object");
+                name.map_or_else(|| kind.to_owned(), |name| format!("{kind} {name}"))
+            }
         }
     }
 }
@@ -431,6 +448,18 @@ impl Kind {
             ("networking.k8s.io/v1", "ServiceCIDR") => Self::ServiceCidr,
             _ => return None,
         })
+    }
+
+    /// Whether it is another version of what is read: leaving it out would change what is served.
+    fn is_other_version(api_version: &str, kind: &str) -> bool {
+        let group = api_version.rsplit_once('/').map_or("", |(group, _)| group);
+        let known = matches!(
+            (group, kind),
+            ("", "Service" | "Endpoints" | "Node")
+                | ("discovery.k8s.io", "EndpointSlice")
+                | ("networking.k8s.io", "ServiceCIDR")
+        );
+        known && Self::of(api_version, kind).is_none()
     }
 
     fn as_str(self) -> &'static str {

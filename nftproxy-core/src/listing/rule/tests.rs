@@ -134,6 +134,13 @@ fn what_we_write_reads_back() {
 }
 
 #[test]
+fn what_is_said_of_a_rule_is_nothing_that_it_does() {
+    let said = text::<V4>("jump services comment \"as it was\"");
+    assert_eq!(said, text::<V4>("jump services"));
+    assert!(said.is_some());
+}
+
+#[test]
 fn other_rules_are_not_ours() {
     for rule in [
         "continue",
