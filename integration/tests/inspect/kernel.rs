@@ -273,6 +273,18 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
 }
 
 /// A listing goes on with what changes, of the Services that are asked for.
+/// What `nft` has loaded is what we would have written, but for how it is put.
+#[test]
+fn what_nft_has_loaded_is_as_it_should_be() {
+    in_sandbox(|| {
+        let node = Node::new();
+        let Output { out, .. } = node.run("render", &["--family", "ipv4"]);
+        assert!(out.contains("@allowed-sources drop"), "{out}");
+        node.nft(&format!("delete table ip nftproxy\n{out}"));
+        assert_eq!(node.audit(), (Some(0), Vec::new()));
+    });
+}
+
 #[test]
 fn changes_are_followed() {
     in_sandbox(|| {

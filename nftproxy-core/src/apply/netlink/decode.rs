@@ -217,12 +217,24 @@ pub(super) fn decode_rule<F: Family>(message: &[u8]) -> Rule {
     let list = find(message, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
     let exprs = attributes(list)
         .filter(|(attribute, _)| *attribute == NFTA_LIST_ELEM)
+        .filter(|(_, expression)| !does_nothing(expression))
         .map(|(_, expression)| decode_expression::<F>(expression))
         .collect();
     Rule {
         text: String::new(),
         exprs,
     }
+}
+
+/// Whether an expression is one that nft(8) writes for nothing: 1.0.6 turns a byte around, before a
+/// lookup of ranges, as if it were a number of two bytes, and the kernel turns no half number.
+fn does_nothing(expression: &[u8]) -> bool {
+    let is_it = find(expression, NFTA_EXPR_NAME).and_then(string) == Some("byteorder");
+    let data = find(expression, NFTA_EXPR_DATA).unwrap_or_default();
+    let number = |attribute| find(data, attribute).and_then(be32);
+    // From a register to a register, an operation, length and size, in bytes.
+    let (from, to) = (number(1), number(2));
+    is_it && from.is_some() && from == to && number(4) < number(5)
 }
 
 /// Decodes an element; `None` if it is none that we, or our rules, would write.
