@@ -7,7 +7,7 @@ MACHINE_PACKAGES := binutils busybox-static ca-certificates cpio dpkg ipset ipvs
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo bench test instructions soak fuzz kernels check bless deb
+.PHONY: help setup tools demo bench test instructions soak fuzzers fuzz corpus kernels check bless deb
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,10 +65,17 @@ FUZZ_SECONDS ?= 60
 # What a fuzzer needs of the compiler; all of it is stable.
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-fuzz: ## what others write, at random, two targets at a time; FUZZ_SECONDS=3600 for each
+fuzzers:
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) g++"
 	cd fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --release --target $(FUZZ_HOST)
+
+fuzz: fuzzers ## what others write, at random, two targets at a time; FUZZ_SECONDS=3600 for each
 	fuzz/run fuzz/target/$(FUZZ_HOST)/release $(FUZZ_SECONDS) $(FUZZ)
+
+corpus: fuzzers ## what the fuzzer starts from, and what it once failed at, once each
+	@for folder in fuzz/corpus/*; do \
+		fuzz/target/$(FUZZ_HOST)/release/$${folder##*/} $$folder/* 2>target/corpus.log || { cat target/corpus.log; exit 1; }; \
+	done
 
 kernels: ## the suites on other kernels, in virtual machines; a quarter of an hour
 	@$(MAKE) --no-print-directory setup PACKAGES="$(PACKAGES) $(MACHINE_PACKAGES)"

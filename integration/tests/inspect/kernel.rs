@@ -272,7 +272,6 @@ fn what_the_kernel_holds_has_the_digest_of_what_is_desired() {
     });
 }
 
-/// A listing goes on with what changes, of the Services that are asked for.
 /// What `nft` has loaded is what we would have written, but for how it is put.
 #[test]
 fn what_nft_has_loaded_is_as_it_should_be() {
@@ -285,6 +284,7 @@ fn what_nft_has_loaded_is_as_it_should_be() {
     });
 }
 
+/// A listing goes on with what changes, of the Services that are asked for.
 #[test]
 fn changes_are_followed() {
     in_sandbox(|| {

@@ -611,26 +611,28 @@ impl<F: Family> Compilation<F> {
             let cluster = touched.slots(service, port, filter, old)?;
             Some((cluster, old.local.clone(), old.hairpin.clone()))
         });
-        let mut serving = Vec::new();
-        let mut is_plain = true;
-        let (cluster, local, hairpin) = replaced.unwrap_or_else(|| {
-            let usable = usable::<F>(service, port, slices, node.zone.as_deref(), filter);
-            (serving, is_plain) = (usable.serving, usable.is_plain);
-            let (cluster, local) = match old {
-                Some(old) => (&*old.cluster, &*old.local),
-                None => seeds.of_routes(&routes),
-            };
-            let has_local = routes
-                .iter()
-                .any(|route| route.policy == TrafficPolicy::Local);
-            let local = if has_local {
-                balance::slots(balancing, local, &usable.local)
-            } else {
-                Box::default()
-            };
-            let cluster = balance::slots(balancing, cluster, &usable.cluster);
-            (cluster, local, usable.hairpin.into())
-        });
+        let (cluster, local, hairpin, serving, is_plain) = match replaced {
+            // It is so only for what was plain, and has no use for those that only serve.
+            Some((cluster, local, hairpin)) => (cluster, local, hairpin, Vec::new(), true),
+            None => {
+                let usable = usable::<F>(service, port, slices, node.zone.as_deref(), filter);
+                let (cluster, local) = match old {
+                    Some(old) => (&*old.cluster, &*old.local),
+                    None => seeds.of_routes(&routes),
+                };
+                let has_local = routes
+                    .iter()
+                    .any(|route| route.policy == TrafficPolicy::Local);
+                let local = if has_local {
+                    balance::slots(balancing, local, &usable.local)
+                } else {
+                    Box::default()
+                };
+                let cluster = balance::slots(balancing, cluster, &usable.cluster);
+                let hairpin = usable.hairpin.into();
+                (cluster, local, hairpin, usable.serving, usable.is_plain)
+            }
+        };
         let rules = PortRules {
             affinity: service.session_affinity,
             draw: balance::draw(balancing, node),

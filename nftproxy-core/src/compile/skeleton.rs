@@ -227,15 +227,13 @@ fn ending<F: Family>(node: &Node, verdict: Verdict) -> impl Iterator<Item = Stat
 /// goto external
 /// ```
 fn destinations<F: Family>() -> Vec<Rule> {
-    let goto = |chain| Statement::Verdict(Verdict::Goto(chain));
-    vec![
-        Rule::new::<F>([Statement::Verdict(Verdict::Jump(ChainName::Services))]),
-        Rule::new::<F>([
-            Statement::In(SetName::ExternalLocal),
-            goto(ChainName::ExternalLocal),
-        ]),
-        Rule::new::<F>([goto(ChainName::External)]),
-    ]
+    let jump = Rule::new::<F>([Statement::Verdict(Verdict::Jump(ChainName::Services))]);
+    let external = by_policy::<F>(
+        SetName::ExternalLocal,
+        ChainName::ExternalLocal,
+        ChainName::External,
+    );
+    [jump].into_iter().chain(external).collect()
 }
 
 /// ```nft
@@ -243,13 +241,20 @@ fn destinations<F: Family>() -> Vec<Rule> {
 /// goto external-node-port
 /// ```
 fn node_ports<F: Family>() -> Vec<Rule> {
+    by_policy::<F>(
+        SetName::ExternalLocalNodePorts,
+        ChainName::ExternalLocalNodePort,
+        ChainName::ExternalNodePort,
+    )
+    .into()
+}
+
+/// Leads what is external on: what the set holds to one chain, and all else to another.
+fn by_policy<F: Family>(set: SetName, local: ChainName, cluster: ChainName) -> [Rule; 2] {
     let goto = |chain| Statement::Verdict(Verdict::Goto(chain));
-    vec![
-        Rule::new::<F>([
-            Statement::In(SetName::ExternalLocalNodePorts),
-            goto(ChainName::ExternalLocalNodePort),
-        ]),
-        Rule::new::<F>([goto(ChainName::ExternalNodePort)]),
+    [
+        Rule::new::<F>([Statement::In(set), goto(local)]),
+        Rule::new::<F>([goto(cluster)]),
     ]
 }
 
