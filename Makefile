@@ -74,7 +74,7 @@ fuzz: fuzzers ## what others write, at random, two targets at a time; FUZZ_SECON
 
 corpus: fuzzers ## what the fuzzer starts from, and what it once failed at, once each
 	@for folder in fuzz/corpus/*; do \
-		fuzz/target/$(FUZZ_HOST)/release/$${folder##*/} $$folder/* 2>target/corpus.log || { cat target/corpus.log; exit 1; }; \
+		fuzz/target/$(FUZZ_HOST)/release/$${folder##*/} $$folder/* 2>fuzz/target/corpus.log || { cat fuzz/target/corpus.log; exit 1; }; \
 	done
 
 kernels: ## the suites on other kernels, in virtual machines; a quarter of an hour
