@@ -59,16 +59,18 @@ fn main() -> ExitCode {
         }
     };
     let result = run(&mut soak, arguments.length);
-    if let Err(error) = &result {
+    if result.is_err() {
         println!("The last events:\n{}", soak.journal.last());
         println!("The end of the log:\n{}\n", soak.log());
-        println!("Failed, with --seed {seed}: {error:#}\n");
     }
     summarize(&soak);
-    if result.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Last, where whoever sees only the end of it looks.
+        Err(error) => {
+            println!("Failed, with --seed {seed}: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
