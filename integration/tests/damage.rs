@@ -173,6 +173,12 @@ fn all_kinds_of_damage_are_mended() {
             "insert rule ip6 nftproxy services accept".to_owned(),
             "add element ip nftproxy cluster-ips { 192.0.2.99 }".to_owned(),
             "add element ip nftproxy services { 192.0.2.99 . tcp . 80 : drop }".to_owned(),
+            // What no rule of ours has learned, of one client and of all.
+            format!(
+                "add element ip nftproxy affinity \
+                 {{ 192.0.2.99 . {service} timeout 1h : 10.9.9.9 . 80 }}"
+            ),
+            "add element ip nftproxy affinity { * timeout 1h : 10.9.9.9 . 80 }".to_owned(),
             "add table ip nftproxy { flags dormant; }".to_owned(),
             // One of a name that we could give.
             "add chain ip nftproxy remember-77".to_owned(),
@@ -205,6 +211,7 @@ fn all_kinds_of_damage_are_mended() {
                 "remember-77",
                 "limit",
                 "size 2\n",
+                "10.9.9.9",
             ]
             .iter()
             .any(|word| listing().contains(word))

@@ -268,6 +268,8 @@ pub struct Observed<F: Family> {
     pub about: Option<Comment>,
     /// What it has counted, if that was in a listing that was read; the kernel is asked apart.
     pub counts: Counted<F>,
+    /// Whom session affinity leads where, likewise. Rules write it, so it is no part of the ruleset.
+    pub remembered: Vec<Element<F>>,
 }
 
 /// Who keeps others from changing a table.
@@ -304,6 +306,8 @@ pub(crate) struct Parts<F: Family> {
     pub(crate) about: Option<Comment>,
     /// As in [`Observed::counts`].
     pub(crate) counts: Counted<F>,
+    /// As in [`Observed::remembered`].
+    pub(crate) remembered: Vec<Element<F>>,
 }
 
 impl<F: Family> Default for Parts<F> {
@@ -318,6 +322,7 @@ impl<F: Family> Default for Parts<F> {
             holder: Holder::Nobody,
             about: None,
             counts: Counted::default(),
+            remembered: Vec::new(),
         }
     }
 }
@@ -374,6 +379,7 @@ impl<F: Family> Parts<F> {
             holder: self.holder,
             about: self.about,
             counts: self.counts,
+            remembered: self.remembered,
         }
     }
 }

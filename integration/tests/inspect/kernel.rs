@@ -139,6 +139,14 @@ fn a_healthy_node_is_clean_and_damage_is_found() {
                 "error extra  set hairpin: { 10.9.9.9 . 10.9.9.9 } should not be there",
             ),
             (
+                "add element ip nftproxy affinity { 10.1.1.1 . 10.96.185.9 . tcp . 6379 timeout 1h : 10.9.9.9 . 80 }",
+                "error extra data/redis:redis map affinity: { 10.1.1.1 . 10.96.185.9 . tcp . 6379 : 10.9.9.9 . 80 } should not be there",
+            ),
+            (
+                "add element ip nftproxy affinity { * timeout 1h : 10.9.9.9 . 80 }",
+                "error foreign  table ip nftproxy: element { * } of affinity",
+            ),
+            (
                 "insert rule ip nftproxy services ip saddr 10.1.1.1 drop",
                 "error extra  chain services: rule 1 is none that should be there: ip saddr 10.1.1.1/32 drop",
             ),

@@ -171,6 +171,75 @@ fn nothing_can_be_taken_away_unnoticed() {
     );
 }
 
+/// What session affinity has learned is right if the Service has it, whoever the client is.
+#[test]
+fn what_is_remembered_is_looked_at() {
+    let extra = |text: &str| {
+        let Output { out, err, .. } = audit_text(text, &["-o", "json"]);
+        let document: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{out}{err}"));
+        let findings = document["findings"].as_array().unwrap().iter();
+        let of_ours = findings.filter(|finding| finding["kind"] != "preempted");
+        let told = of_ours.map(|finding| {
+            let text = |key| finding[key].as_str().unwrap_or_default();
+            format!(
+                "{} {}: {}",
+                text("servicePort"),
+                text("object"),
+                text("message")
+            )
+        });
+        told.collect::<Vec<_>>()
+    };
+    let text = read("nft-1.0.6.txt");
+    let elements = text.split("map endpoints {").nth(1).unwrap();
+    let slot = elements.split("elements = { ").nth(1).unwrap();
+    let (key, rest) = slot.split_once(" : ").unwrap();
+    let (destination, _) = key.rsplit_once(" . ").unwrap();
+    let endpoint = rest.split(',').next().unwrap();
+    let remembering = |endpoint: &str| {
+        let element =
+            format!("192.0.2.7 . {destination} timeout 3h expires 2h59m59s992ms : {endpoint}");
+        let flags = "flags dynamic,timeout\n";
+        text.replacen(
+            flags,
+            &format!("{flags}\t\telements = {{ {element} }}\n"),
+            1,
+        )
+    };
+    assert_eq!(extra(&remembering(endpoint)), [""; 0]);
+    let told = extra(&remembering("10.9.9.9 . 80"));
+    assert_eq!(told.len(), 1, "{told:#?}");
+    let message = format!(
+        "map affinity: {{ 192.0.2.7 . {destination} : 10.9.9.9 . 80 }} should not be there"
+    );
+    assert!(
+        told[0].ends_with(&message) && told[0].contains('/'),
+        "{told:#?}"
+    );
+
+    let text = read("nft-1.0.6.json");
+    let concatenation = |text: &str| {
+        let part = |part: &str| match part.parse::<u16>() {
+            Ok(number) => number.to_string(),
+            Err(_) => format!("\"{part}\""),
+        };
+        let parts: Vec<_> = text.split(" . ").map(part).collect();
+        format!("{{\"concat\": [{}]}}", parts.join(", "))
+    };
+    let remembering = |key: &str, endpoint: &str| {
+        let head = "\"size\": 1000000, \"flags\": [\"timeout\"]";
+        let data = concatenation(endpoint);
+        let element =
+            format!("{{\"elem\": {{\"val\": {key}, \"timeout\": 10800, \"expires\": 9}}}}");
+        text.replacen(head, &format!("{head}, \"elem\": [[{element}, {data}]]"), 1)
+    };
+    let key = concatenation(&format!("192.0.2.7 . {destination}"));
+    assert_eq!(extra(&remembering(&key, endpoint)), [""; 0]);
+    assert_eq!(extra(&remembering(&key, "10.9.9.9 . 80")), told);
+    let told = extra(&remembering("\"*\"", "10.9.9.9 . 80"));
+    assert!(told[0].contains("of affinity"), "{told:#?}");
+}
+
 /// A listing that is cut off is no clean one, wherever it ends.
 #[test]
 fn a_listing_that_is_cut_off_is_told() {

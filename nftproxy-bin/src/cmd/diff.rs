@@ -204,6 +204,7 @@ fn observed<F: Family>(ruleset: FamilyRuleset<F>) -> Observed<F> {
         holder: Holder::Nobody,
         about: None,
         counts: Counts::default(),
+        remembered: Vec::new(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::netlink::Netlink;
-use nftproxy_core::apply::{ApplyError, Kernel};
+use nftproxy_core::apply::{ApplyError, Kernel, Refusal};
 use nftproxy_core::diff::Observed;
 use nftproxy_core::host;
 use nftproxy_core::inspect::{Desired, Finding, is_kube_proxys, kube_proxy};
@@ -233,13 +233,18 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
     Ok(listing)
 }
 
-/// Our table of a family, with what it has counted.
+/// Our table of a family, with what it has counted and learned.
 fn table<F: Family>(netlink: &mut Netlink) -> Result<Option<Observed<F>>, ApplyError> {
     let mut table: Option<Observed<F>> = netlink.list()?;
-    if let Some(table) = &mut table
-        && table.ruleset.skeleton.set_options.counts
-    {
-        table.counts = netlink.read_counts(usize::MAX)?;
+    if let Some(table) = &mut table {
+        if table.ruleset.skeleton.set_options.counts {
+            table.counts = netlink.read_counts(usize::MAX)?;
+        }
+        table.remembered = match netlink.list_affinity() {
+            // Without the map, it is what is missing.
+            Err(error) if error.refusal().is_some_and(Refusal::is_not_found) => Vec::new(),
+            remembered => remembered?,
+        };
     }
     Ok(table)
 }

@@ -99,6 +99,7 @@ pub(crate) fn observed(ruleset: FamilyRuleset<V4>) -> Observed<V4> {
         holder: Holder::Nobody,
         about: None,
         counts: Default::default(),
+        remembered: Vec::new(),
     }
 }
 

@@ -155,6 +155,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
             holder: Holder::Nobody,
             about: self.about(),
             counts: counts::Counts::default(),
+            remembered: Vec::new(),
         }))
     }
 
@@ -172,6 +173,7 @@ impl<F: Family> Kernel<F> for FakeKernel<F> {
                 holder: Holder::Nobody,
                 about: self.about(),
                 counts: counts::Counts::default(),
+                remembered: Vec::new(),
             }
         }))
     }

@@ -2,7 +2,7 @@
 
 use super::finding::{Finding, Kind, Severity};
 use super::owners::Owners;
-use super::{Desired, OfFamily, chains, elements, others, table_text};
+use super::{Desired, OfFamily, chains, elements, others, remembered, table_text};
 use crate::listing::{Listing, Unread};
 use crate::model::{IpFamily, V4, V6};
 use crate::provenance::{self, Digest};
@@ -173,6 +173,9 @@ fn audit_family<F: OfFamily>(
     chains::structure(ruleset, &observed.ruleset, |finding| findings.push(finding));
     let owners = Owners::new(desired, &compiled, &observed.ruleset);
     elements::compare(ruleset, &observed.ruleset, &owners, |finding| {
+        findings.push(finding)
+    });
+    remembered::compare(ruleset, &observed.remembered, &owners, |finding| {
         findings.push(finding)
     });
 }

@@ -45,7 +45,12 @@ pub(super) fn compare<F: Family>(
     slots(desired, observed, owners, found);
 }
 
-fn finding<F: Family>(element: &Element<F>, kind: Kind, owners: &Owners<'_, F>) -> Finding {
+/// A grave finding about an element, yet without words.
+pub(super) fn finding<F: Family>(
+    element: &Element<F>,
+    kind: Kind,
+    owners: &Owners<'_, F>,
+) -> Finding {
     Finding {
         severity: Severity::Error,
         kind,

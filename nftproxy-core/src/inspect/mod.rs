@@ -18,6 +18,7 @@ pub mod kube_proxy;
 mod others;
 mod owners;
 mod raise;
+mod remembered;
 mod services;
 mod shadow;
 mod traffic;

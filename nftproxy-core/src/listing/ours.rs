@@ -65,11 +65,12 @@ impl<F: Family> Sink for Ours<'_, F> {
         let Some(set) = SetName::parse(set) else {
             return;
         };
-        // What rules have learned is no part of the ruleset.
-        if schema(set).is_dynamic() || !self.parts.sets.contains(&set) {
+        if !self.parts.sets.contains(&set) {
             return;
         }
         match element(set, words) {
+            // What rules have learned is no part of the ruleset.
+            Some((element, _)) if schema(set).is_dynamic() => self.parts.remembered.push(element),
             Some((element, packets)) => {
                 if let Some(packets) = packets {
                     let counts = &mut self.parts.counts.elements;
@@ -224,6 +225,16 @@ impl<'t> Words<'_, 't> {
         Some(Some(packets))
     }
 
+    /// `timeout 3h expires 2h59m`, of an element that goes by itself.
+    fn lifetime(&mut self) -> Option<()> {
+        for name in ["timeout", "expires"] {
+            if self.next_if(name) {
+                self.next()?;
+            }
+        }
+        Some(())
+    }
+
     fn address<F: Family>(&mut self) -> Option<F::Address> {
         F::address(self.next()?.parse::<IpAddr>().ok()?)
     }
@@ -291,6 +302,13 @@ fn element<F: Family>(set: SetName, words: &[Token<'_>]) -> Option<(Element<F>, 
             let destination = words.destination::<F>(has_address)?;
             words.dot()?;
             Key::Slot(destination, words.next()?.parse().ok()?)
+        }
+        [Field::Saddr, ..] => {
+            let client = words.address::<F>()?;
+            words.dot()?;
+            let destination = words.destination::<F>(has_address)?;
+            words.lifetime()?;
+            Key::Client(client, destination)
         }
         _ => Key::Destination(words.destination::<F>(has_address)?),
     };

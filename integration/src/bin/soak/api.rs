@@ -44,6 +44,11 @@ impl Api {
         format!("http://{}", self.addr)
     }
 
+    /// Its port, likewise.
+    pub(crate) fn port(&self) -> u16 {
+        self.addr.port()
+    }
+
     /// The server, unless it is stopped.
     pub(crate) fn server(&self) -> Option<&ApiServer> {
         self.server.as_ref()

@@ -7,7 +7,10 @@ use crate::objects::one_of;
 
 /// Something that makes the tables differ from what they should be, or tries to: what it refers to
 /// may have gone meanwhile, and then nft refuses it.
-pub(crate) fn script(rng: &mut Rng, expected: &Expected) -> String {
+///
+/// What drops all packets spares those to the API server: a process that starts then would never
+/// hear what it has to mend.
+pub(crate) fn script(rng: &mut Rng, expected: &Expected, api_port: u16) -> String {
     let is_ipv6 = rng.bool();
     let family = if is_ipv6 { "ip6" } else { "ip" };
     let table = format!("{family} nftproxy");
@@ -48,7 +51,7 @@ pub(crate) fn script(rng: &mut Rng, expected: &Expected) -> String {
             rng,
             &[
                 format!("add rule {table} {chain} counter"),
-                format!("insert rule {table} {chain} drop"),
+                format!("insert rule {table} {chain} th dport != {api_port} drop"),
                 format!("insert rule {table} {chain} accept"),
             ],
         ),

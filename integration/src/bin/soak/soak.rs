@@ -180,7 +180,7 @@ impl Soak {
     /// Damages the tables, and mostly waits for the repair if there is one to be expected.
     fn damage(&mut self) -> Result<()> {
         let expected = Expected::of(&self.api, &self.addresses)?;
-        let script = damage::script(&mut self.rng, &expected);
+        let script = damage::script(&mut self.rng, &expected, self.api.port());
         // What is still on its way would be taken for damage.
         let is_whole = !self.windows.is_open()
             && self.is_undisturbed()

@@ -82,6 +82,7 @@ pub(super) const NFTA_IMMEDIATE_DATA: u16 = 2;
 pub(super) const NFTA_SET_TABLE: u16 = 1;
 pub(super) const NFTA_SET_NAME: u16 = 2;
 pub(super) const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+pub(super) const NFT_SET_ELEM_CATCHALL: u32 = 2;
 pub(super) const NFTA_SET_ELEM_FLAGS: u16 = 3;
 pub(super) const NFTA_SET_TIMEOUT: u16 = 11;
 pub(super) const NFTA_SET_FLAGS: u16 = 3;

@@ -134,8 +134,16 @@ impl Netlink {
             let count = find(message, NFTA_SET_COUNT).and_then(be32);
             sets.extend(decoder.set(message).map(|set| (set, count)));
         })?;
-        // What rules have learned is no part of the ruleset.
-        sets.retain(|(set, _)| !schema(*set).is_dynamic());
+        // What rules have learned is no part of the ruleset; but no rule of ours writes what is for
+        // everybody.
+        let (learned, sets): (Vec<_>, Vec<_>) = sets
+            .into_iter()
+            .partition(|(set, _)| schema(*set).is_dynamic());
+        for (set, _) in learned {
+            if scope.has_set(set) && self.has_catch_all::<F>(set)? {
+                decoder.foreign(format!("element {{ * }} of {set}"));
+            }
+        }
         if let Scope::Sets(scope) = scope {
             for (set, _) in sets {
                 match scope.get(&set) {
@@ -159,7 +167,9 @@ impl Netlink {
                 keys.len() > DUMP_MAX && Some(keys.len()) == count.map(|count| count as usize)
             });
             match complete {
-                Some(keys) if self.get_elements(set, &keys, &mut decoder)? => {}
+                Some(keys)
+                    if !self.has_catch_all::<F>(set)?
+                        && self.get_elements(set, &keys, &mut decoder)? => {}
                 _ => self.dump_elements(set, &mut decoder)?,
             }
         }
@@ -232,6 +242,21 @@ impl Netlink {
         Ok(())
     }
 
+    /// Whether a set has the element `*`, which stands for all keys that the set lacks. The kernel
+    /// does not count it.
+    fn has_catch_all<F: Family>(&mut self, set: SetName) -> Result<bool, ApplyError> {
+        let catch_all = |out: &mut Vec<u8>| {
+            let element = begin_nest(out, NFTA_LIST_ELEM);
+            put(
+                out,
+                NFTA_SET_ELEM_FLAGS,
+                &NFT_SET_ELEM_CATCHALL.to_be_bytes(),
+            );
+            end_nest(out, element);
+        };
+        self.request_elements::<F>(set, catch_all, |_| {})
+    }
+
     /// Asks for elements by one request; `false` if one does not exist.
     fn get_at_once<F: Family, K>(
         &mut self,
@@ -240,12 +265,8 @@ impl Netlink {
         write: impl Fn(&K, &mut Vec<u8>),
         decoder: &mut Decoder<'_, F>,
     ) -> Result<bool, ApplyError> {
-        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
-        let table = self.table.clone();
         let mut scratch = Vec::new();
-        let request = |out: &mut Vec<u8>| {
-            put_set(out, &table, set.as_str());
-            let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
+        let elements = |out: &mut Vec<u8>| {
             for key in keys {
                 scratch.clear();
                 write(key, &mut scratch);
@@ -255,9 +276,25 @@ impl Netlink {
                 end_nest(out, nest);
                 end_nest(out, element);
             }
+        };
+        self.request_elements::<F>(set, elements, |message| decoder.elements(set, message))
+    }
+
+    /// Asks for the elements that `write` lists; `false` if one does not exist.
+    fn request_elements<F: Family>(
+        &mut self,
+        set: SetName,
+        write: impl FnOnce(&mut Vec<u8>),
+        take: impl FnMut(&[u8]),
+    ) -> Result<bool, ApplyError> {
+        let message_type = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
+        let table = self.table.clone();
+        let request = |out: &mut Vec<u8>| {
+            put_set(out, &table, set.as_str());
+            let list = begin_nest(out, NFTA_SET_ELEM_LIST_ELEMENTS);
+            write(out);
             end_nest(out, list);
         };
-        let take = |message: &[u8]| decoder.elements(set, message);
         let result = self
             .connection
             .get(F::FAMILY, message_type, set.as_str(), request, take);
