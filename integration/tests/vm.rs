@@ -141,9 +141,11 @@ fn nftproxy(arguments: &[&str]) -> (Option<i32>, String) {
 /// `nftproxy check` and `nftproxy run` fail, and their words have this.
 #[track_caller]
 fn assert_both_say(wanted: &[&str]) {
+    let manifests = Folder::new().unwrap();
+    let manifests = manifests.path().to_str().unwrap();
     for (arguments, fails) in [
         (["check"].as_slice(), 2),
-        (&["run", "--manifests", "/tmp"], 1),
+        (&["run", "--manifests", manifests], 1),
     ] {
         let (code, text) = nftproxy(arguments);
         assert_eq!(code, Some(fails), "{text}");
