@@ -240,6 +240,39 @@ fn what_is_remembered_is_looked_at() {
     assert!(told[0].contains("of affinity"), "{told:#?}");
 }
 
+/// What the cluster asks for may come from another program, too.
+#[test]
+fn manifests_are_read_from_standard_input() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/example.yaml");
+    let text = std::fs::read_to_string(example).unwrap();
+    let of = |path: &str, input: &str| {
+        let Output { code, out, err } = run(&["list", "--manifests", path], input);
+        assert_eq!(code, Some(0), "{err}");
+        out
+    };
+    let listed = of("-", &text);
+    assert!(listed.contains("shop/"), "{listed}");
+    assert_eq!(listed, of(example, ""));
+    for both in [
+        &["audit", "--manifests", "-", "--ruleset", "-"][..],
+        &[
+            "explain",
+            "node",
+            "10.0.0.1:80",
+            "--manifests=-",
+            "--ruleset=-",
+        ],
+        &["diff", "-", "-"],
+    ] {
+        let Output { code, err, .. } = run(both, &text);
+        assert_eq!(code, Some(2), "{err}");
+        assert!(
+            err.contains("standard input (`-`) can be read once"),
+            "{err}"
+        );
+    }
+}
+
 /// A listing that is cut off is no clean one, wherever it ends.
 #[test]
 fn a_listing_that_is_cut_off_is_told() {

@@ -251,7 +251,7 @@ pub(crate) enum OutputFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct RenderArgs {
-    /// Take Services, EndpointSlices and Nodes from this file or directory
+    /// Take Services, EndpointSlices and Nodes from this file or directory; `-` is standard input
     #[arg(long, value_name = "PATH", help_heading = "Manifests")]
     pub(crate) manifests: PathBuf,
     #[command(flatten)]

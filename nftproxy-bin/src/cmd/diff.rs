@@ -50,6 +50,7 @@ pub(crate) fn run(args: &DiffArgs, settings: &Settings) -> anyhow::Result<ExitCo
     let progress = Progress::new();
     progress.tell("reading both sides");
     let families = args.output.family.families();
+    inputs::standard_input_once(&[args.from.clone().into(), args.to.clone().into()])?;
     let from = side(&args.from, args, settings)?;
     let to = side(&args.to, args, settings)?;
     drop(progress);

@@ -67,6 +67,7 @@ struct DocumentStep {
 /// Follows a connection, prints, and says by the exit code how it ends.
 pub(crate) fn run(args: &ExplainArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
+    inputs::standard_input_once(args.desired.manifests.iter().chain(&args.observed.ruleset))?;
     let is_this_kernel = inputs::is_this_kernel(&args.observed);
     let by = args.by();
     let uses_kernel = by != Basis::Desired;

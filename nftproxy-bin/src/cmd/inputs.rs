@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Read, Write};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use nftproxy_core::apply::netlink::Netlink;
@@ -155,6 +155,25 @@ pub(crate) fn complete(
         places: snapshot.places,
         local,
     }
+}
+
+/// Sees that no more than one of these is standard input, which can be read once.
+///
+/// # Errors
+///
+/// Fails if several are.
+pub(crate) fn standard_input_once<'a>(
+    paths: impl IntoIterator<Item = &'a PathBuf>,
+) -> anyhow::Result<()> {
+    let n = paths
+        .into_iter()
+        .filter(|path| path.as_os_str() == "-")
+        .count();
+    anyhow::ensure!(
+        n < 2,
+        "standard input (`-`) can be read once only, and is given {n} times"
+    );
+    Ok(())
 }
 
 /// Whether what is observed is this kernel.

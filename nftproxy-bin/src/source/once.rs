@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ pub(crate) fn from_server(settings: &Settings, node_name: &str) -> anyhow::Resul
     Ok(snapshot.with_places(&places))
 }
 
-/// Reads files and folders, of which later ones override earlier ones.
+/// Reads files and folders, of which later ones override earlier ones; `-` is standard input.
 ///
 /// # Errors
 ///
@@ -146,6 +146,10 @@ pub(crate) fn from_files(
     let mut converter = Converter::new(node_name, allow_external_ips).noting(Arc::clone(&places));
     let (mut snapshot, mut complete) = (Snapshot::default(), Complete::default());
     for path in paths {
+        let path = match path.to_str() {
+            Some("-") => Path::new("/dev/stdin"),
+            _ => path,
+        };
         let update = Source::open(path)?.load();
         let changes = update.changes.into_iter();
         for event in changes.filter_map(|change| converter.event(change)) {

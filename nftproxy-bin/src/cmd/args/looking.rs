@@ -57,8 +57,8 @@ nothing was seen or it cannot be told.";
 #[command(group = needs_manifests())]
 pub(crate) struct DesiredFlags {
     /// Take Services, EndpointSlices, Nodes and ServiceCIDRs from this file or directory instead of
-    /// a cluster: manifests, `kubectl get -o json`, or recorded lists in JSON or protobuf; may be
-    /// repeated
+    /// a cluster: manifests, `kubectl get -o json`, or recorded lists in JSON or protobuf; `-` is
+    /// standard input; may be repeated
     #[arg(
         long,
         value_name = "PATH",

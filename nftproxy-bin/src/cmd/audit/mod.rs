@@ -75,6 +75,7 @@ struct DocumentUnread<'a> {
 /// Compares, prints, and says by the exit code what came of it.
 pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitCode> {
     let families = args.output.family.families();
+    inputs::standard_input_once(args.desired.manifests.iter().chain(&args.observed.ruleset))?;
     let progress = Progress::new();
     progress.tell("reading what is desired");
     let cluster = inputs::cluster(

@@ -282,11 +282,17 @@ impl Value<'_> {
                 // The items of a ServiceList need not repeat what they are.
                 let api_version = item.api_version.as_deref().unwrap_or(api_version);
                 let kind = item.kind.as_deref().unwrap_or(kind_of_items);
-                if Kind::is_other_version(api_version, kind) {
-                    let fault = self.fault(other_version(api_version));
-                    return Err(fault.on(&item.label(None, Some(index))));
-                }
-                Ok(Kind::of(api_version, kind))
+                let of_list = kind.strip_suffix("List");
+                let fault = if Kind::is_other_version(api_version, kind) {
+                    other_version(api_version)
+                } else if of_list
+                    .is_some_and(|of| of.is_empty() || Kind::of(api_version, of).is_some())
+                {
+                    format!("a {kind} inside a list cannot be read")
+                } else {
+                    return Ok(Kind::of(api_version, kind));
+                };
+                Err(self.fault(fault).on(&item.label(None, Some(index))))
             })
             .collect::<Result<_, _>>()?;
         let label = |index: usize| match items.get(index).zip(kinds.get(index)) {

@@ -91,16 +91,20 @@ fn other_versions_of_what_is_read_are_no_others_objects() {
     let slice =
         "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: a-1}\n";
     let list = "apiVersion: v1\nkind: List\nitems: [{apiVersion: v2, kind: Service, metadata: {name: a}}]\n";
+    let nested =
+        "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: ServiceList, items: []}]\n";
     let foreign = "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}\n";
     let mut lab = Lab::new(&[
         ("a.yaml", slice.into()),
         ("b.yaml", list.into()),
         ("c.yaml", foreign.into()),
+        ("d.yaml", nested.into()),
     ]);
     let told = problems(&lab.source.load()).join("\n");
     for problem in [
         "EndpointSlice a-1: apiVersion discovery.k8s.io/v1beta1 is not one that can be read",
         "Service a: apiVersion v2 is not one that can be read",
+        "a ServiceList inside a list cannot be read",
     ] {
         assert!(told.contains(problem), "{told}");
     }
