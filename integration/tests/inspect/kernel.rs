@@ -159,6 +159,14 @@ fn a_healthy_node_is_clean_and_damage_is_found() {
                 "error extra  chain guard: rule 1 is none that should be there: counter",
             ),
             (
+                "add chain ip6 nftproxy mine; add element ip6 nftproxy services { fd00::99 . tcp . 80 : jump mine }",
+                "error foreign  table ip6 nftproxy: element { fd00::99 . tcp . 80 } of services",
+            ),
+            (
+                "add chain ip nftproxy prerouting { policy drop; }",
+                "error foreign  table ip nftproxy: chain prerouting of another type or policy",
+            ),
+            (
                 "add chain ip nftproxy mine",
                 "error foreign  table ip nftproxy: chain mine",
             ),

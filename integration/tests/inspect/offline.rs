@@ -357,6 +357,11 @@ fn damage_is_named() {
             "chain output at another hook",
         ),
         (
+            "hook output priority dstnat; policy accept;",
+            "hook output priority dstnat; policy drop;",
+            "chain output of another type or policy",
+        ),
+        (
             "0x00004000",
             "0x00008000",
             "it lacks the rule: meta mark set meta mark | 0x4000",

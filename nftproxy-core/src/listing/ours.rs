@@ -92,8 +92,14 @@ impl<F: Family> Sink for Ours<'_, F> {
             priority: base.priority,
             policy: "accept".into(),
         });
-        if base != wanted {
+        let place = |base: &Option<Base>| {
+            base.as_ref()
+                .map(|base| (base.hook_number(), base.priority))
+        };
+        if place(&base) != place(&wanted) {
             self.foreign(format!("chain {name} at another hook"));
+        } else if base != wanted {
+            self.foreign(format!("chain {name} of another type or policy"));
         }
         if chain != ChainName::About {
             self.parts.chains.entry(chain).or_default();

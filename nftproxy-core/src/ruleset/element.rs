@@ -80,6 +80,54 @@ pub enum Data<F: Family> {
 }
 
 impl<F: Family> Key<F> {
+    /// As nft(8) writes it.
+    pub fn nft(&self) -> String {
+        match self {
+            Key::Address(address) => address.to_string(),
+            Key::Hairpin(address) => format!("{address} . {address}"),
+            Key::Destination(destination) => nft_destination(destination),
+            Key::Slot(destination, slot) => format!("{} . {slot}", nft_destination(destination)),
+            Key::Client(client, destination) => {
+                format!("{client} . {}", nft_destination(destination))
+            }
+            Key::Source(destination, first, len) => {
+                format!("{} . {first}/{len}", nft_destination(destination))
+            }
+        }
+    }
+
+    /// Reads the key of an element of a set as the kernel has it. `None` if it is none that we would
+    /// write.
+    pub fn read(set: SetName, key: &[u8], key_end: Option<&[u8]>) -> Option<Self> {
+        let schema = schema(set);
+        if key.len() != schema.key_len::<F>() {
+            return None;
+        }
+        let mut fields = FieldReader { rest: key };
+        Some(match schema.key {
+            [Field::Daddr] => Key::Address(fields.address::<F>()?),
+            [Field::Saddr, Field::Daddr] => {
+                let address = fields.address::<F>()?;
+                (fields.address::<F>()? == address).then_some(Key::Hairpin(address))?
+            }
+            [Field::Saddr, Field::Daddr, _, ..] => {
+                let client = fields.address::<F>()?;
+                Key::Client(client, fields.destination(&schema.key[1..])?)
+            }
+            [.., Field::SaddrRange] => {
+                let destination = fields.destination(schema.key)?;
+                let first = fields.address::<F>()?;
+                Key::Source(
+                    destination,
+                    first,
+                    prefix_len::<F>(first, key, key_end.unwrap_or(key))?,
+                )
+            }
+            [.., Field::Slot] => Key::Slot(fields.destination(schema.key)?, fields.u32()?),
+            _ => Key::Destination(fields.destination(schema.key)?),
+        })
+    }
+
     /// Appends the key as the kernel has it: the fields of the set's schema, each padded.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
@@ -297,18 +345,7 @@ impl<F: Family> Element<F> {
 
     /// As nft(8) writes it.
     pub fn nft(&self) -> String {
-        let mut text = match &self.key {
-            Key::Address(address) => address.to_string(),
-            Key::Hairpin(address) => format!("{address} . {address}"),
-            Key::Destination(destination) => nft_destination(destination),
-            Key::Slot(destination, slot) => format!("{} . {slot}", nft_destination(destination)),
-            Key::Client(client, destination) => {
-                format!("{client} . {}", nft_destination(destination))
-            }
-            Key::Source(destination, first, len) => {
-                format!("{} . {first}/{len}", nft_destination(destination))
-            }
-        };
+        let mut text = self.key.nft();
         if let Some(comment) = &self.comment {
             text.push_str(&format!(" comment \"{comment}\""));
         }
@@ -345,34 +382,8 @@ impl<F: Family> Element<F> {
         data: RawData<'_>,
         comment: Option<&str>,
     ) -> Option<Self> {
-        let schema = schema(set);
-        if key.len() != schema.key_len::<F>() {
-            return None;
-        }
-        let mut fields = FieldReader { rest: key };
-        let key = match schema.key {
-            [Field::Daddr] => Key::Address(fields.address::<F>()?),
-            [Field::Saddr, Field::Daddr] => {
-                let address = fields.address::<F>()?;
-                (fields.address::<F>()? == address).then_some(Key::Hairpin(address))?
-            }
-            [Field::Saddr, Field::Daddr, _, ..] => {
-                let client = fields.address::<F>()?;
-                Key::Client(client, fields.destination(&schema.key[1..])?)
-            }
-            [.., Field::SaddrRange] => {
-                let destination = fields.destination(schema.key)?;
-                let first = fields.address::<F>()?;
-                Key::Source(
-                    destination,
-                    first,
-                    prefix_len::<F>(first, key, key_end.unwrap_or(key))?,
-                )
-            }
-            [.., Field::Slot] => Key::Slot(fields.destination(schema.key)?, fields.u32()?),
-            _ => Key::Destination(fields.destination(schema.key)?),
-        };
-        let data = match (schema.data, data) {
+        let key = Key::read(set, key, key_end)?;
+        let data = match (schema(set).data, data) {
             (DataType::None, RawData::None) => Data::None,
             (DataType::Verdict, RawData::Verdict(verdict)) => Data::Verdict(verdict),
             (DataType::Endpoint, RawData::Value(value)) if value.len() == F::ADDRESS_LEN + 4 => {

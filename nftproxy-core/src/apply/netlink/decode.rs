@@ -73,8 +73,10 @@ impl<'a, F: Family> Decoder<'a, F> {
         let is_accepting_nat = hook.is_none()
             || (find(message, NFTA_CHAIN_TYPE).and_then(string) == Some("nat")
                 && find(message, NFTA_CHAIN_POLICY).and_then(be32) == Some(NF_ACCEPT as u32));
-        if place != wanted || !is_accepting_nat {
+        if place != wanted {
             self.foreign(format!("chain {name} at another hook"));
+        } else if !is_accepting_nat {
+            self.foreign(format!("chain {name} of another type or policy"));
         }
         if chain != ChainName::About {
             self.parts.chains.entry(chain).or_default();
@@ -170,7 +172,7 @@ impl<'a, F: Family> Decoder<'a, F> {
             let does_more = !counts && does_something(element);
             match decode_element(set, element) {
                 Some(element) if !does_more => self.parts.elements.push(element),
-                _ => self.foreign(format!("element of {set}")),
+                _ => self.foreign(foreign_element::<F>(set, element)),
             }
         }
     }
@@ -250,6 +252,21 @@ pub(super) fn decode_element<F: Family>(set: SetName, element: &[u8]) -> Option<
         }
     }
     Element::read(set, key?, key_end, data, comment)
+}
+
+/// What there is to say of an element that is none of ours.
+fn foreign_element<F: Family>(set: SetName, element: &[u8]) -> String {
+    let value = |attribute| find(find(element, attribute)?, NFTA_DATA_VALUE);
+    let flags = find(element, NFTA_SET_ELEM_FLAGS).and_then(be32);
+    if flags.unwrap_or_default() & NFT_SET_ELEM_CATCHALL != 0 {
+        return format!("element {{ * }} of {set}");
+    }
+    let key = value(NFTA_SET_ELEM_KEY)
+        .and_then(|key| Key::<F>::read(set, key, value(NFTA_SET_ELEM_KEY_END)));
+    match key {
+        Some(key) => format!("element {{ {} }} of {set}", key.nft()),
+        None => format!("element of {set}"),
+    }
 }
 
 /// Whether an element has expressions of its own.
