@@ -273,6 +273,32 @@ fn manifests_are_read_from_standard_input() {
     }
 }
 
+/// A Service by name is asked for where it has endpoints, unless the client has one family only.
+#[test]
+fn a_service_by_name_is_met_where_it_has_endpoints() {
+    const MANIFEST: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: six, namespace: shop}
+spec: {clusterIP: "fd00:10:96::6", clusterIPs: ["fd00:10:96::6", 10.96.0.6], ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: six-1, namespace: shop, labels: {kubernetes.io/service-name: six}}
+addressType: IPv6
+endpoints: [{addresses: ["fd00:10:244::5"]}]
+ports: [{port: 8080}]
+"#;
+    let asked = |from: &str| {
+        let arguments = ["explain", from, "shop/six", "--manifests", "-"];
+        let Output { out, err, .. } = run(&arguments, MANIFEST);
+        let first = out.lines().next().unwrap_or_else(|| panic!("{err}"));
+        first.split(' ').nth(2).unwrap().to_owned()
+    };
+    assert_eq!(asked("outside"), "[fd00:10:96::6]:80/tcp");
+    assert_eq!(asked("198.51.100.7"), "10.96.0.6:80/tcp");
+}
+
 /// A listing that is cut off is no clean one, wherever it ends.
 #[test]
 fn a_listing_that_is_cut_off_is_told() {

@@ -5,7 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context, bail, ensure};
 use nftproxy_core::host;
 use nftproxy_core::inspect::services;
-use nftproxy_core::model::{IpFamily, Locality, Protocol, Service, ServicePort, V4, V6};
+use nftproxy_core::model::{
+    IpFamily, Locality, Protocol, Service, ServicePort, SliceEndpoints, V4, V6,
+};
 
 use super::inputs::Cluster;
 
@@ -82,7 +84,7 @@ pub(super) fn ends(
             protocol.unwrap_or(Protocol::Tcp),
         )
     } else {
-        service_end(service(name, cluster)?, port, protocol, family)?
+        service_end(service(name, cluster)?, cluster, port, protocol, family)?
     };
     let family = IpFamily::of(to);
     let from = match from {
@@ -145,9 +147,11 @@ fn service<'a>(name: &str, cluster: Option<&'a Cluster>) -> anyhow::Result<&'a S
     Ok(first)
 }
 
-/// A Service as where a connection goes to: its ClusterIP, and its port by number or name.
+/// A Service as where a connection goes to: its ClusterIP, of the family in which it has endpoints
+/// if that can be chosen, and its port by number or name.
 fn service_end(
     service: &Service,
+    cluster: Option<&Cluster>,
     port: Option<&str>,
     protocol: Option<Protocol>,
     family: Option<IpFamily>,
@@ -155,10 +159,17 @@ fn service_end(
     let name = &service.name;
     let v4 = service.cluster_ip::<V4>().map(IpAddr::from);
     let v6 = service.cluster_ip::<V6>().map(IpAddr::from);
-    let ip = [v4, v6]
-        .into_iter()
-        .flatten()
-        .find(|ip| family.is_none_or(|family| IpFamily::of(*ip) == family));
+    let of_family = |ip: &IpAddr| family.is_none_or(|family| IpFamily::of(*ip) == family);
+    let ips = || [v4, v6].into_iter().flatten().filter(of_family);
+    let has_endpoints = |ip: &IpAddr| {
+        let slices = cluster.map_or(&[][..], |cluster| cluster.state.slices(name));
+        slices.iter().any(|slice| match (&slice.endpoints, ip) {
+            (SliceEndpoints::V4(endpoints), IpAddr::V4(_)) => !endpoints.is_empty(),
+            (SliceEndpoints::V6(endpoints), IpAddr::V6(_)) => !endpoints.is_empty(),
+            _ => false,
+        })
+    };
+    let ip = ips().find(has_endpoints).or_else(|| ips().next());
     let ip = ip.with_context(|| format!("Service {name} has no ClusterIP of this family"))?;
     let fits = |candidate: &&ServicePort| {
         protocol.is_none_or(|protocol| candidate.protocol == protocol)
