@@ -15,6 +15,7 @@ use nftproxy_core::listing::{self, Listing};
 use nftproxy_core::model::{Family, IpFamily, Node, State};
 use nftproxy_core::neighbour::Neighbour;
 use nftproxy_core::ruleset::Table;
+use nftproxy_core::ruleset::element::Element;
 use tracing::warn;
 
 use super::args::{DesiredFlags, NodeFlags, ObservedFlags};
@@ -252,20 +253,40 @@ fn kernel(families: &[IpFamily]) -> anyhow::Result<Listing> {
     Ok(listing)
 }
 
-/// Our table of a family, with what it has counted and learned.
+/// Our table of a family, with what it has counted.
 fn table<F: Family>(netlink: &mut Netlink) -> Result<Option<Observed<F>>, ApplyError> {
     let mut table: Option<Observed<F>> = netlink.list()?;
-    if let Some(table) = &mut table {
-        if table.ruleset.skeleton.set_options.counts {
-            table.counts = netlink.read_counts(usize::MAX)?;
-        }
-        table.remembered = match netlink.list_affinity() {
-            // Without the map, it is what is missing.
-            Err(error) if error.refusal().is_some_and(Refusal::is_not_found) => Vec::new(),
-            remembered => remembered?,
-        };
+    if let Some(table) = &mut table
+        && table.ruleset.skeleton.set_options.counts
+    {
+        table.counts = netlink.read_counts(usize::MAX)?;
     }
     Ok(table)
+}
+
+/// Adds what session affinity has learned to what was asked of this kernel. That may be more than
+/// all else, and most have no use for it; in a saved listing it is there.
+///
+/// # Errors
+///
+/// Fails if the kernel cannot be asked.
+pub(crate) fn add_learned(listing: &mut Listing) -> anyhow::Result<()> {
+    fn learned<F: Family>(netlink: &mut Netlink) -> Result<Vec<Element<F>>, ApplyError> {
+        match netlink.list_affinity() {
+            // Without the map, it is what is missing.
+            Err(error) if error.refusal().is_some_and(Refusal::is_not_found) => Ok(Vec::new()),
+            learned => learned,
+        }
+    }
+    let mut netlink = Netlink::open().context("opening the kernel's nf_tables")?;
+    let what = "listing what session affinity has learned";
+    if let Some(v4) = &mut listing.v4 {
+        v4.remembered = learned(&mut netlink).context(what)?;
+    }
+    if let Some(v6) = &mut listing.v6 {
+        v6.remembered = learned(&mut netlink).context(what)?;
+    }
+    Ok(())
 }
 
 /// What may serve Services on this host beside nf_tables.

@@ -84,7 +84,10 @@ pub(crate) fn run(args: &AuditArgs, settings: &Settings) -> anyhow::Result<ExitC
         Addresses::of_observed(&args.observed),
     )?;
     progress.tell("reading the rules");
-    let listing = inputs::listing(&args.observed, families)?;
+    let mut listing = inputs::listing(&args.observed, families)?;
+    if inputs::is_this_kernel(&args.observed) {
+        inputs::add_learned(&mut listing)?;
+    }
     let mut report = audit(
         cluster.desired(),
         &listing,
